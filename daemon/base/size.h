@@ -28,7 +28,7 @@ int size_parse_bool(const char *text, bool *ret_value);
 /* "250us", "100ms", "5s", "1.5s", "10m", "1h", "1d"; "0" needs no unit. */
 int size_parse_duration(const char *text, uint64_t *ret_ns);
 
-/* "16K", "1.50G", "9140B" is "8.93K": the largest unit that leaves at least 1, two decimals unless exact.  @buf of
+/* "16K", "1.50G", 9140 is "8.92K": the largest unit that leaves at least 1; two decimals, cut off, unless exact.  @buf of
  * SIZE_TEXT_MAX always suffices.  Returns @buf. */
 char *size_format(uint64_t bytes, char *buf, size_t size);
 

@@ -1,0 +1,325 @@
+# kvbmd: build, test, install.  `make help` lists the targets.
+#
+# One non-recursive makefile.  Sources are found by wildcard; which folder a file is in decides what it becomes:
+#   daemon/*/*.c daemon/*.c -> libkvbmd.a      daemon/main.c -> kvbmd
+#   client/*.c proto/*.c    -> libkvbm.so, .a  client/kvbmctl/*.c -> kvbmctl    client/examples/*.c -> examples/
+#   tests/{unit/*,integration,gpu}/test_*.c, tests/fuzz/fuzz_*.c, tests/bench/bench_*.c -> one program each
+#   tests/sim/*.c -> one program               tests/lib/*.c -> what the tests share
+#
+# Nothing here asks pkg-config or the compiler anything while the makefile is read: on a fresh machine `make check` and
+# `make demo` first install what is missing (packaging/deps.sh) and then start make again.
+
+VERSION := 0.1.0
+SOVERSION := 0
+
+# Knobs ---------------------------------------------------------------------------------------------------------------
+
+V ?= 0
+SAN ?=
+BUILD ?= build
+WERROR ?= 0
+CUDA ?= $(if $(wildcard /usr/local/cuda/include/cuda.h),/usr/local/cuda,no)
+SEEDS ?= 10000
+FUZZ_SECONDS ?= 60
+prefix ?= /usr/local
+DESTDIR ?=
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+AR ?= ar
+PKG_CONFIG ?= pkg-config
+PROTOC_C ?= protoc-c
+CLANG ?= clang
+
+bindir ?= $(prefix)/bin
+libdir ?= $(prefix)/lib
+includedir ?= $(prefix)/include
+mandir ?= $(prefix)/share/man
+docdir ?= $(prefix)/share/doc/kvbmd
+unitdir ?= $(prefix)/lib/systemd/system
+sysconfdir ?= /etc
+
+ifeq ($(MAKELEVEL),0)
+ifeq ($(filter -j% --jobs%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
+endif
+
+ifeq ($(SAN),)
+B := $(BUILD)
+else ifeq ($(SAN),address)
+B := $(BUILD)-asan
+SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+else ifeq ($(SAN),thread)
+B := $(BUILD)-tsan
+SAN_FLAGS := -fsanitize=thread -fno-omit-frame-pointer
+else ifeq ($(SAN),fuzzer)
+B := $(BUILD)-fuzz
+SAN_FLAGS := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+else
+$(error SAN is address or thread (or nothing), not "$(SAN)")
+endif
+
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-6s %s\n' $(1) $(2))
+
+# Flags ---------------------------------------------------------------------------------------------------------------
+
+PACKAGES := libuv libprotobuf-c numa libsystemd inih jansson libxxhash libisal
+
+# Asked once, when the first recipe needs it.
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell $(PKG_CONFIG) --cflags $(PACKAGES)))$(PKG_CFLAGS)
+PKG_LIBS = $(eval PKG_LIBS := $$(shell $(PKG_CONFIG) --libs $(PACKAGES)))$(PKG_LIBS)
+CHECK_CFLAGS = $(eval CHECK_CFLAGS := $$(shell $(PKG_CONFIG) --cflags check))$(CHECK_CFLAGS)
+CHECK_LIBS = $(eval CHECK_LIBS := $$(shell $(PKG_CONFIG) --libs check))$(CHECK_LIBS)
+PROTO_LIBS = $(eval PROTO_LIBS := $$(shell $(PKG_CONFIG) --libs libprotobuf-c))$(PROTO_LIBS)
+
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wswitch-enum \
+	-Wunused-result $(if $(filter 1 yes,$(WERROR)),-Werror)
+CFLAGS ?= -O2 -g
+# NDEBUG is never defined: base/assert.h refuses to compile with it.
+BASE_FLAGS := -std=gnu11 -D_GNU_SOURCE -DKVBM_VERSION_TEXT='"$(VERSION)"' -I. -Idaemon -Iinclude -I$(B)/gen -pthread \
+	$(SAN_FLAGS) $(if $(filter no,$(CUDA)),,-I$(CUDA)/include)
+LINK_FLAGS = $(SAN_FLAGS) -pthread -Wl,--as-needed $(LDFLAGS)
+COMPILE = $(CC) $(BASE_FLAGS) $(CFLAGS) -MMD -MP
+
+# Sources -------------------------------------------------------------------------------------------------------------
+
+GPU_UNUSED := $(if $(filter no,$(CUDA)),daemon/gpu/gpu_cuda.c,daemon/gpu/gpu_none.c)
+DAEMON_SRC := $(filter-out daemon/main.c $(GPU_UNUSED),$(wildcard daemon/*.c daemon/*/*.c))
+MAIN_SRC := $(wildcard daemon/main.c)
+PROTO_SRC := $(wildcard proto/*.c)
+CLIENT_SRC := $(filter-out client/gpu.c,$(wildcard client/*.c))
+CTL_SRC := $(wildcard client/kvbmctl/*.c)
+EXAMPLE_SRC := $(wildcard client/examples/*.c)
+TESTLIB_SRC := $(wildcard tests/lib/*.c)
+UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
+INTEGRATION_SRC := $(wildcard tests/integration/test_*.c)
+GPU_TEST_SRC := $(wildcard tests/gpu/test_*.c)
+SIM_SRC := $(wildcard tests/sim/*.c)
+FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_MAIN := $(wildcard tests/fuzz/main.c)
+BENCH_SRC := $(wildcard tests/bench/bench_*.c)
+BENCH_LIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard tests/bench/*.c))
+PYTHON_TESTS := $(wildcard tests/python/test_*.py)
+LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py)
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+pic = $(patsubst %.c,$(B)/pic/%.o,$(1))
+bin = $(patsubst %.c,$(B)/%,$(1))
+
+PB_C := $(if $(wildcard proto/kvbm.proto),$(B)/gen/kvbm.pb-c.c)
+PB_H := $(PB_C:.c=.h)
+PB_OBJ := $(if $(PB_C),$(B)/pic/gen/kvbm.pb-c.o)
+LIBD := $(B)/libkvbmd.a
+LIBC := $(B)/libkvbm.a
+LIBT := $(B)/libtest.a
+SONAME := libkvbm.so.$(SOVERSION)
+SOFILE := libkvbm.so.$(VERSION)
+
+UNIT_BIN := $(call bin,$(UNIT_SRC))
+INTEGRATION_BIN := $(call bin,$(INTEGRATION_SRC))
+GPU_TEST_BIN := $(call bin,$(GPU_TEST_SRC))
+SIM_BIN := $(if $(SIM_SRC),$(B)/tests/sim/sim)
+FUZZ_BIN := $(call bin,$(FUZZ_SRC))
+BENCH_BIN := $(call bin,$(BENCH_SRC))
+EXAMPLE_BIN := $(patsubst client/examples/%.c,$(B)/examples/%,$(EXAMPLE_SRC))
+PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) $(EXAMPLE_BIN)
+TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
+	$(BENCH_LIB_SRC) $(TESTLIB_SRC))
+ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) \
+	$(PB_OBJ) $(TEST_OBJ)
+
+# What the test programs are told; see tests/README.md.
+export KVBM_BUILD = $(abspath $(B))
+export KVBM_SOURCE = $(CURDIR)
+export SIM_SEEDS = $(SEEDS)
+RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
+
+# Targets -------------------------------------------------------------------------------------------------------------
+
+.PHONY: all demo check check-unit check-sim check-integration check-python check-gpu lint lint-sizes format bench fuzz \
+	tests deps install dist help clean fuzz-run FORCE
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+all: $(PROGRAMS) ## build kvbmd, kvbmctl and libkvbm.so into build/ (the default)
+
+demo: ## install what is missing, build, and show several processes sharing one cache
+	@packaging/deps.sh
+	@+$(MAKE) --no-print-directory all
+	@packaging/demo.sh $(B)
+
+check: ## install what is missing, then lint and every test that needs no device
+	@packaging/deps.sh
+	@+tests/run.sh -s '$(MAKE) --no-print-directory' lint check-unit check-sim check-integration check-python
+
+check-unit: $(UNIT_BIN) ## one file each, no files, no sockets
+	@$(if $(UNIT_BIN),$(RUN) -n unit $(UNIT_BIN),echo 'no unit tests')
+
+check-sim: $(SIM_BIN) ## core, fake tiers, virtual time, seeded faults (SEEDS=n)
+	@$(if $(SIM_BIN),$(RUN) -n sim -t 1200 $(SIM_BIN),echo 'no simulator')
+
+check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients
+	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 600 $(INTEGRATION_BIN),echo 'no integration tests')
+
+check-python: all ## the Python package
+	@$(if $(PYTHON_TESTS),$(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
+
+check-gpu: all $(GPU_TEST_BIN) ## what needs a device; skipped without one
+	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'no gpu tests')
+
+lint: ## layers, sizes, names, format, and the tests of these checks
+	@$(RUN) -n lint $(LINT_TESTS)
+
+lint-sizes: ## the limits on files, functions and parameters, with the nearest misses
+	@tests/lint/sizes.py --top 10
+
+format: ## rewrite all C files as .clang-format has it
+	@tests/lint/format.py --fix
+
+bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run
+	@set -e; for program in $(BENCH_BIN); do $$program; done
+
+fuzz: ## FUZZ_SECONDS of each fuzz target (clang)
+	@+$(MAKE) --no-print-directory CC='$(CLANG)' SAN=fuzzer fuzz-run
+
+fuzz-run: $(FUZZ_BIN)
+	@$(if $(FUZZ_BIN),FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -n fuzz -t $$(($(FUZZ_SECONDS) + 120)) -f $(FUZZ_BIN),echo 'no fuzz targets')
+
+tests: $(UNIT_BIN) $(SIM_BIN) $(INTEGRATION_BIN) $(GPU_TEST_BIN) $(BENCH_BIN) ## build all test programs, run none
+
+deps: ## install the Debian packages that are missing (as root, or through sudo)
+	@packaging/deps.sh
+
+install: all ## into $(DESTDIR)$(prefix)
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(libdir)/pkgconfig $(DESTDIR)$(includedir)
+	install -m 755 $(wildcard $(B)/kvbmd $(B)/kvbmctl) $(DESTDIR)$(bindir)
+	install -m 755 $(B)/$(SOFILE) $(DESTDIR)$(libdir)
+	ln -sf $(SOFILE) $(DESTDIR)$(libdir)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(libdir)/libkvbm.so
+	install -m 644 include/*.h $(DESTDIR)$(includedir)
+	sed -e 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@version@|$(VERSION)|' \
+		packaging/kvbm.pc.in >$(DESTDIR)$(libdir)/pkgconfig/kvbm.pc
+	$(if $(wildcard conf/kvbmd.conf),install -d $(DESTDIR)$(sysconfdir)/kvbmd)
+	$(if $(wildcard conf/kvbmd.conf),test -e $(DESTDIR)$(sysconfdir)/kvbmd/kvbmd.conf || \
+		install -m 644 conf/kvbmd.conf $(DESTDIR)$(sysconfdir)/kvbmd)
+	$(if $(wildcard systemd/*.service),install -d $(DESTDIR)$(unitdir))
+	$(foreach unit,$(wildcard systemd/*.service systemd/*.socket),sed 's|@bindir@|$(bindir)|; s|/usr/bin/kvbm|$(bindir)/kvbm|' \
+		$(unit) >$(DESTDIR)$(unitdir)/$(notdir $(unit)) &&) true
+	$(foreach page,$(wildcard packaging/man/*.[1-9]),install -D -m 644 $(page) \
+		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) true
+	install -D -m 644 LICENSE $(DESTDIR)$(docdir)/LICENSE
+
+dist: ## a tarball of the last commit
+	@mkdir -p $(B)
+	git archive --format=tar.gz --prefix=kvbmd-$(VERSION)/ -o $(B)/kvbmd-$(VERSION).tar.gz HEAD
+
+clean: ## remove what this configuration built
+	rm -rf $(B)
+
+help: ## this text
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; prefix, DESTDIR'
+
+# Rules ---------------------------------------------------------------------------------------------------------------
+
+# Objects depend on the flags they were made with.
+$(B)/flags: FORCE
+	@mkdir -p $(B)
+	@printf '%s\n' '$(subst ','\'',$(CC) $(BASE_FLAGS) $(CFLAGS) $(WARNINGS) $(LDFLAGS))' | cmp -s - $@ || \
+		printf '%s\n' '$(subst ','\'',$(CC) $(BASE_FLAGS) $(CFLAGS) $(WARNINGS) $(LDFLAGS))' >$@
+
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h: proto/%.proto
+	$(call say,PROTOC,$<)
+	$(Q)mkdir -p $(B)/gen && $(PROTOC_C) --proto_path=proto --c_out=$(B)/gen $<
+
+$(ALL_OBJ): $(B)/flags | $(PB_H)
+
+$(B)/obj/tests/%.o: tests/%.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) $(PKG_CFLAGS) $(CHECK_CFLAGS) -c -o $@ $<
+
+$(B)/obj/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) $(PKG_CFLAGS) -c -o $@ $<
+
+$(B)/pic/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) -fPIC -fvisibility=hidden -c -o $@ $<
+
+# Generated: not ours to warn about.
+$(B)/pic/gen/%.o: $(B)/gen/%.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) -w -fPIC -fvisibility=hidden -c -o $@ $<
+
+define archive
+$(call say,AR,$@)
+$(Q)rm -f $@ && $(AR) rcs $@ $^
+endef
+
+# Both archives carry proto/ and the generated code, because both ends speak the protocol.
+$(LIBD): $(call obj,$(DAEMON_SRC)) $(call pic,$(PROTO_SRC)) $(PB_OBJ)
+	$(archive)
+
+$(LIBC): $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ)
+	$(archive)
+
+$(LIBT): $(call obj,$(TESTLIB_SRC))
+	$(archive)
+
+MAP := $(wildcard client/libkvbm.map)
+
+$(B)/$(SOFILE): $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) $(MAP)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LINK_FLAGS) -shared -Wl,-soname,$(SONAME) $(if $(MAP),-Wl$(,)--version-script=$(MAP)) \
+		$(if $(SAN),,-Wl$(,)-z$(,)defs) -o $@ $(filter %.o,$^) $(PROTO_LIBS)
+
+, := ,
+
+$(B)/libkvbm.so: $(B)/$(SOFILE)
+	$(Q)ln -sf $(SOFILE) $(B)/$(SONAME) && ln -sf $(SONAME) $@
+
+$(B)/kvbmd: $(call obj,$(MAIN_SRC)) $(LIBD)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
+
+$(B)/kvbmctl: $(call obj,$(CTL_SRC)) $(LIBC) $(LIBD)
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
+
+$(B)/examples/%: $(B)/obj/client/examples/%.o $(B)/libkvbm.so
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -o $@ $< -L$(B) -lkvbm -Wl,-rpath,'$$ORIGIN/..'
+
+define link_test
+$(call say,LD,$@)
+$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) $(1) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) \
+	-Wl,--end-group $(PKG_LIBS) $(CHECK_LIBS) -lm -ldl
+endef
+
+TEST_LIBS := $(LIBT) $(LIBC) $(LIBD)
+
+$(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(TEST_LIBS)
+	$(call link_test)
+
+$(B)/tests/integration/%: $(B)/obj/tests/integration/%.o $(TEST_LIBS)
+	$(call link_test)
+
+$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(TEST_LIBS)
+	$(call link_test)
+
+$(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(call obj,$(BENCH_LIB_SRC)) $(TEST_LIBS)
+	$(call link_test)
+
+$(B)/tests/sim/sim: $(call obj,$(SIM_SRC)) $(TEST_LIBS)
+	$(call link_test)
+
+# With clang's libFuzzer the engine brings main(); otherwise tests/fuzz/main.c runs each file of a corpus once.
+$(B)/tests/fuzz/%: $(B)/obj/tests/fuzz/%.o $(if $(filter fuzzer,$(SAN)),,$(call obj,$(FUZZ_MAIN))) $(TEST_LIBS)
+	$(call link_test,$(if $(filter fuzzer,$(SAN)),-fsanitize=fuzzer))
+
+-include $(ALL_OBJ:.o=.d)
