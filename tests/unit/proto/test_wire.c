@@ -120,7 +120,8 @@ static void push(uint16_t verb, uint64_t id, uint32_t len, const int *fds, unsig
 	free(p);
 }
 
-static void check_frame(const struct wire_frame *f, uint16_t verb, uint64_t id, uint32_t len, unsigned n_fds)
+static void check_frame(const struct wire_frame *f, uint16_t verb, uint64_t id, uint32_t len,
+                        unsigned n_fds)
 {
 	ck_assert_uint_eq(f->head.verb, verb);
 	ck_assert_uint_eq(f->head.flags, WIRE_FLAG_REPLY);
@@ -134,8 +135,8 @@ static void check_frame(const struct wire_frame *f, uint16_t verb, uint64_t id, 
 
 START_TEST(layout_is_as_documented)
 {
-	static const uint8_t want[] = { 'K', 'V', 'B', '1', 2, 1, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0,
-					8,   7,	  6,   5,   4, 3, 2, 1, 9, 9, 9 };
+	static const uint8_t want[] = { 'K', 'V', 'B', '1', 2, 1, 1, 0, 3, 0, 0, 0, 0, 0,
+		                        0,   0,   8,   7,   6, 5, 4, 3, 2, 1, 9, 9, 9 };
 	struct wire_head head = { .verb = 0x0102, .flags = WIRE_FLAG_REPLY, .id = 0x0102030405060708 };
 	uint8_t got[64];
 
@@ -170,7 +171,10 @@ END_TEST
 START_TEST(split_at_every_byte)
 {
 	enum { A = WIRE_HEADER_BYTES + 5, B = WIRE_HEADER_BYTES + 0, C = WIRE_HEADER_BYTES + 9 };
-	static const struct { uint32_t len; unsigned n_fds; } want[] = { { 5, 1 }, { 0, 0 }, { 9, 2 } };
+	static const struct {
+		uint32_t len;
+		unsigned n_fds;
+	} want[] = { { 5, 1 }, { 0, 0 }, { 9, 2 } };
 	size_t cut = (size_t)_i, at = 0, n;
 	uint8_t bytes[A + B + C];
 	unsigned got = 0;
