@@ -16,12 +16,12 @@
 #define _cleanup_(f) __attribute__((cleanup(f)))
 
 /* Take the pointer out of *@p, leaving NULL: the caller owns it from here on. */
-#define steal(p)                                                                                   \
-	(__extension__({                                                                           \
-		__typeof__(p) steal_from_ = (p);                                                   \
-		__typeof__(*steal_from_) steal_value_ = *steal_from_;                              \
-		*steal_from_ = NULL;                                                               \
-		steal_value_;                                                                      \
+#define steal(p) \
+	(__extension__({ \
+		__typeof__(p) steal_from_ = (p); \
+		__typeof__(*steal_from_) steal_value_ = *steal_from_; \
+		*steal_from_ = NULL; \
+		steal_value_; \
 	}))
 
 /* The same for a file descriptor, leaving -1. */
@@ -49,11 +49,11 @@ static inline void close_p(int *fd)
 }
 
 /* Makes func_p() out of a destructor that takes NULL. */
-#define CLEANUP_DEFINE(type, func)                                                                 \
-	static inline __attribute__((unused)) void func##_p(type *p)                               \
-	{                                                                                          \
-		(void)func(*p);                                                                    \
-	}                                                                                          \
+#define CLEANUP_DEFINE(type, func) \
+	static inline __attribute__((unused)) void func##_p(type *p) \
+	{ \
+		(void)func(*p); \
+	} \
 	struct cleanup_semicolon_
 
 #endif

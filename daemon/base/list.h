@@ -23,9 +23,9 @@ struct list {
 #define container_of(ptr, type, member) ((type *)((char *)(ptr)-offsetof(type, member)))
 #endif
 
-#define LIST_INIT(name)                                                                            \
-	{                                                                                          \
-		&(name), &(name)                                                                   \
+#define LIST_INIT(name) \
+	{ \
+		&(name), &(name) \
 	}
 
 static inline void list_init(struct list *l)
@@ -114,12 +114,10 @@ static inline size_t list_count(const struct list *head)
 }
 
 /* Declares @it; the list must not change during the walk. */
-#define list_for_each(it, head)                                                                    \
-	for (struct list *it = (head)->next; it != (head); it = it->next)
+#define list_for_each(it, head) for (struct list *it = (head)->next; it != (head); it = it->next)
 
 /* Declares @it and @tmp; @it may be unlinked or freed in the body, @tmp may not. */
-#define list_for_each_safe(it, tmp, head)                                                          \
-	for (struct list *it = (head)->next, *tmp = it->next; it != (head);                        \
-	     it = tmp, tmp = it->next)
+#define list_for_each_safe(it, tmp, head) \
+	for (struct list *it = (head)->next, *tmp = it->next; it != (head); it = tmp, tmp = it->next)
 
 #endif

@@ -80,9 +80,8 @@ static int log_prefix(enum log_level level, char *line, size_t size)
 		return snprintf(line, size, "<%d>", log_levels[level].priority);
 	clock_gettime(CLOCK_REALTIME, &now);
 	localtime_r(&now.tv_sec, &tm);
-	return snprintf(line, size, "%02d:%02d:%02d.%03ld %s: %s: ", tm.tm_hour, tm.tm_min,
-	                tm.tm_sec, now.tv_nsec / 1000000,
-	                atomic_load_explicit(&log_name, memory_order_relaxed),
+	return snprintf(line, size, "%02d:%02d:%02d.%03ld %s: %s: ", tm.tm_hour, tm.tm_min, tm.tm_sec,
+	                now.tv_nsec / 1000000, atomic_load_explicit(&log_name, memory_order_relaxed),
 	                log_levels[level].name);
 }
 
