@@ -19,8 +19,9 @@ CLEANUP_DEFINE(char *, thing_free);
 static char *thing_new(int steal_it)
 {
 	_cleanup_(thing_free_p) char *thing = malloc(1);
-	_cleanup_(free_p) char *other = malloc(1);
+	_cleanup_(free_p) char *other = malloc(8);
 
+	ck_assert_ptr_nonnull(other);
 	return steal_it ? steal(&thing) : NULL;
 }
 
