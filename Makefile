@@ -160,10 +160,10 @@ check-unit: $(UNIT_BIN) ## one file each, no files, no sockets
 	@$(if $(UNIT_BIN),$(RUN) -n unit $(UNIT_BIN),echo 'no unit tests')
 
 check-sim: $(SIM_BIN) ## core, fake tiers, virtual time, seeded faults (SEEDS=n)
-	@$(if $(SIM_BIN),$(RUN) -n sim -t 1200 $(SIM_BIN),echo 'no simulator')
+	@$(if $(SIM_BIN),$(RUN) -n sim -t 900 $(SIM_BIN),echo 'no simulator')
 
 check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients
-	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 600 $(INTEGRATION_BIN),echo 'no integration tests')
+	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 300 $(INTEGRATION_BIN),echo 'no integration tests')
 
 check-python: all ## the Python package
 	@$(if $(PYTHON_TESTS),$(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
@@ -177,8 +177,8 @@ lint: ## layers, sizes, names, format, and the tests of these checks
 lint-sizes: ## the limits on files, functions and parameters, with the nearest misses
 	@tests/lint/sizes.py --top 10
 
-format: ## rewrite all C files as .clang-format has it
-	@tests/lint/format.py --fix
+format: ## rewrite all C files (or FILES) as .clang-format has it
+	@tests/lint/format.py --fix $(FILES)
 
 bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run
 	@set -e; for program in $(BENCH_BIN); do $$program; done
@@ -223,7 +223,8 @@ clean: ## remove what this configuration built
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; prefix, DESTDIR'
+	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; FUZZ_SECONDS=n;'
+	@echo '  prefix=dir DESTDIR=dir'
 
 # Rules ---------------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@
 # A program's output goes to LOGDIR/SUITE-NAME.log and is shown if it fails.  Counted are Check's summaries, unittest's,
 # "N passed" lines, and otherwise the exit status; exit 77 is one skipped test; a program past its time has failed.
 # Nothing run at all is a failure, unless -z.  -a: without address randomisation (TSan).  -f: libFuzzer programs.
-# $KVBM_TOTALS names a file to which "SUITE passed failed skipped" is added; then the last line carries the suite's name.
+# $KVBM_TOTALS names a file to which "SUITE passed failed skipped" is added for whoever adds up further; then the last
+# line begins with the suite's name.
 set -u
 export LC_ALL=C
 
@@ -36,13 +37,11 @@ total()
 
 run_suites()
 {
-	local own='' rc before target
+	local outer=${KVBM_TOTALS:-} rc before target
 
-	if [ -z "${KVBM_TOTALS:-}" ]; then
-		own=$(mktemp) || exit 1
-		trap 'rm -f "$own"' EXIT
-		export KVBM_TOTALS=$own
-	fi
+	totals=$(mktemp) || exit 1
+	trap 'rm -f "$totals"' EXIT
+	export KVBM_TOTALS=$totals
 	for target in "$@"; do
 		before=$(wc -l <"$KVBM_TOTALS")
 		echo "== $target"
@@ -54,7 +53,11 @@ run_suites()
 			echo "$target: make exited with $rc"
 		fi
 	done
-	total "$KVBM_TOTALS" 0
+	if [ -n "$outer" ]; then
+		cat "$totals" >>"$outer"
+		printf 'together: '
+	fi
+	total "$totals" 0
 }
 
 # The command line of one program, into the array "command".
