@@ -103,7 +103,7 @@ FUZZ_MAIN := $(wildcard tests/fuzz/main.c)
 BENCH_SRC := $(wildcard tests/bench/bench_*.c)
 BENCH_LIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard tests/bench/*.c))
 PYTHON_TESTS := $(wildcard tests/python/test_*.py)
-LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py)
+LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py test_run.py)
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 pic = $(patsubst %.c,$(B)/pic/%.o,$(1))

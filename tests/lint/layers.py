@@ -10,7 +10,8 @@ import source
 # folder -> folders (or single headers) it may include; its own always.
 MAY = {
     "daemon": {"base", "loop", "gpu", "block", "tier", "move", "server", "proto", "include"},
-    "server": {"base", "loop", "block", "move", "proto", "tier/tier.h"},
+    # include/ because the codes in replies are those of the public header.
+    "server": {"base", "loop", "block", "move", "proto", "tier/tier.h", "include"},
     "move": {"base", "block", "tier/tier.h"},
     "tier": {"base", "loop", "gpu"},
     "gpu": {"base", "loop"},
