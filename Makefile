@@ -212,6 +212,7 @@ install: all ## into $(DESTDIR)$(prefix)
 	$(foreach page,$(wildcard packaging/man/*.[1-9]),install -D -m 644 $(page) \
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) true
 	install -D -m 644 LICENSE $(DESTDIR)$(docdir)/LICENSE
+	$(if $(DESTDIR),,-ldconfig)
 
 dist: ## a tarball of the last commit
 	@mkdir -p $(B)
