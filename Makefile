@@ -9,8 +9,8 @@
 # Nothing here asks pkg-config or the compiler anything while the makefile is read: on a fresh machine `make check` and
 # `make demo` first install what is missing (packaging/deps.sh) and then start make again.
 
-VERSION := 0.1.0
-SOVERSION := 0
+VERSION := $(or $(shell sed -n 's/^.define KVBM_VERSION "\(.*\)"/\1/p' include/kvbm_version.h 2>/dev/null),0)
+SOVERSION := $(firstword $(subst ., ,$(VERSION)))
 
 # Knobs ---------------------------------------------------------------------------------------------------------------
 
@@ -79,7 +79,7 @@ WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpo
 	-Wunused-result $(if $(filter 1 yes,$(WERROR)),-Werror)
 CFLAGS ?= -O2 -g
 # NDEBUG is never defined: base/assert.h refuses to compile with it.
-BASE_FLAGS := -std=gnu11 -D_GNU_SOURCE -DKVBM_VERSION_TEXT='"$(VERSION)"' -I. -Idaemon -Iinclude -I$(B)/gen -pthread \
+BASE_FLAGS := -std=gnu11 -D_GNU_SOURCE -I. -Idaemon -Iinclude -I$(B)/gen -pthread \
 	$(SAN_FLAGS) $(if $(filter no,$(CUDA)),,-I$(CUDA)/include)
 LINK_FLAGS = $(SAN_FLAGS) -pthread -Wl,--as-needed $(LDFLAGS)
 COMPILE = $(CC) $(BASE_FLAGS) $(CFLAGS) -MMD -MP
