@@ -86,7 +86,7 @@ COMPILE = $(CC) $(BASE_FLAGS) $(CFLAGS) -MMD -MP
 
 # Sources -------------------------------------------------------------------------------------------------------------
 
-GPU_UNUSED := $(if $(filter no,$(CUDA)),daemon/gpu/gpu_cuda.c,daemon/gpu/gpu_none.c)
+GPU_UNUSED := $(if $(filter no,$(CUDA)),daemon/gpu/gpu_cuda.c,$(if $(wildcard daemon/gpu/gpu_cuda.c),daemon/gpu/gpu_none.c))
 DAEMON_SRC := $(filter-out daemon/main.c $(GPU_UNUSED),$(wildcard daemon/*.c daemon/*/*.c))
 MAIN_SRC := $(wildcard daemon/main.c)
 PROTO_SRC := $(wildcard proto/*.c)
