@@ -167,7 +167,7 @@ static inline __attribute__((always_inline)) struct shm_hash shm_hash_key(const 
 									  const uint64_t salt[2], uint64_t n_lines)
 {
 	uint64_t w[4] = { 0, 0, 0, 0 };
-	uint64_t a, b, h;
+	uint64_t a, b, h, tag;
 
 	memcpy(w, key, key_bytes <= 32 ? key_bytes : 32);
 	a = w[0] ^ salt[0];
@@ -178,10 +178,11 @@ static inline __attribute__((always_inline)) struct shm_hash shm_hash_key(const 
 	}
 	a ^= a >> 32;
 	h = shm_mum(a ^ 0xa0761d6478bd642full, b ^ 0xe7037ed1a0b428dbull);
+	tag = shm_mum(h ^ b, a ^ 0x1d8e4e27c47d124full) ^ h;
 	return (struct shm_hash){
 		.line = (uint64_t)(((unsigned __int128)shm_mum(h ^ 0x8ebc6af09c88c6e3ull, a + 0x589965cc75374cc3ull) *
 				    n_lines) >> 64),
-		.tag = shm_mum(h ^ b, a ^ 0x1d8e4e27c47d124full) ^ h,
+		.tag = tag ? tag : 1, /* 0 says "no parent" in a record */
 	};
 }
 
@@ -194,13 +195,13 @@ enum shm_state {
 	SHM_QUARANTINE = 3,  /* somebody may still write into it */
 };
 
-/* A successor rebuilds the index from REGISTERED records.  The daemon writes key, parent and sum first, then crc, and @state last,
+/* A successor rebuilds the index from REGISTERED records.  The daemon writes key, parent and sum first, then @check, and @state last,
  * with release; taking a slot back writes @state first.  @generation rises with every reservation. */
 struct shm_record {
 	uint8_t key[32];            /* zero-extended */
 	uint64_t parent;            /* tag of the parent's key; 0: a root */
 	uint64_t sum;               /* checksum of the payload, bound to the key; while PARTIAL the mask of written lanes */
-	uint32_t crc;               /* crc32c of key, parent, sum, key_bytes and generation */
+	uint32_t check;             /* low half of XXH3-64 over key, parent, sum; seeded with that of generation, key_bytes */
 	_Atomic uint32_t generation;
 	_Atomic uint8_t state;      /* enum shm_state */
 	uint8_t key_bytes;

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "block/desc.h"
 #include "block/key.h"
 #include "block/quota.h"
 #include "block/why.h"
@@ -51,14 +52,6 @@ struct store_config {
 	uint32_t why_entries;              /* remembered misses and drops a namespace */
 	uint64_t write_timeout_ns;
 	uint64_t boot_id;
-};
-
-/* Identity of a namespace, as AttachRequest; strings are NUL-terminated.  lane_bytes already computed and checked. */
-struct ns_desc {
-	char name[64], model[128], hash_algo[32], salt[64];
-	uint64_t lane_bytes;
-	uint32_t num_layers, page_size, inner_dim, outer_dim, dtype, layout, lanes, key_bytes;
-	bool confirm;
 };
 
 int store_new(const struct store_config *config, struct store **ret_store);
@@ -169,6 +162,9 @@ uint64_t store_next_ns(const struct store *store); /* UINT64_MAX: nothing is due
 /* Called (from store_tick or store_reserve) when a holder keeps more pins than its limit: the caller disconnects it. */
 void store_on_pins(struct store *store, void (*cb)(void *ctx, void *owner, uint64_t pins), void *ctx);
 
+/* Sets the gauges of base/metrics.def. */
+void store_metrics(const struct store *store);
+
 /* ---- reports; all values are a snapshot ---- */
 struct ns_report {
 	const char *name;
@@ -206,7 +202,6 @@ struct block_report {
 int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret_report);
 /* Why was @key a miss?  Outcome: NOENT (namespace).  See block/why.h. */
 int store_why(struct store *store, const char *name, const struct key *key, uint64_t now_ns, struct why_answer *ret_answer);
-/* Remembers a miss seen by message (shared-memory misses are not seen).  Done by store_match itself. */
 
 /* Checks every identity of BEHAVIOUR 6 and every internal invariant; asserts. For tests and `kvbmctl doctor`. */
 void store_check(struct store *store);

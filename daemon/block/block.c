@@ -1,0 +1,268 @@
+/* Blocks: registration, the two-step drop, and kinship.
+ *
+ * Life of a block
+ *   0 none         1 registered   in the index; matchable
+ *   2 condemned    not in the index; may be pardoned
+ *   0->1 block_register   1->2 block_condemn   2->1 block_pardon   2->0 block_forget
+ *
+ * Kinship: a child knows the slot and generation of its parent if that was here when the child came; otherwise, and when the parent is
+ * forgotten before its children (a region taken back, an explicit drop), the orphan table counts, by the tag of the parent's key, the
+ * children that cannot name its slot.  A parent that comes (back) takes them on.  Invariant: block.children is the number of
+ * registered blocks that name it, by slot and generation or through the table.
+ */
+#include "block/block.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include <uthash.h>
+#include <xxhash.h>
+
+#include "base/metrics.h"
+
+struct orphan {
+	uint64_t tag;     /* of the parent's key */
+	uint32_t count;
+	uint32_t slot;    /* of the parent if it is here, else NS_NONE */
+	UT_hash_handle hh;
+};
+
+static struct orphan *block_orphan_find(const struct ns *ns, uint64_t tag)
+{
+	struct orphan *o = NULL;
+
+	if (ns->orphans)
+		HASH_FIND(hh, ns->orphans, &tag, sizeof(tag), o);
+	return o;
+}
+
+static void block_orphan_add(struct ns *ns, uint64_t tag, uint32_t n)
+{
+	struct orphan *o = block_orphan_find(ns, tag);
+
+	if (!o) {
+		o = calloc(1, sizeof(*o));
+		if (!o)
+			return; /* those children then do not keep their parent: order suffers, nothing else */
+		o->tag = tag;
+		o->slot = NS_NONE;
+		HASH_ADD(hh, ns->orphans, tag, sizeof(o->tag), o);
+	}
+	o->count += n;
+	if (o->slot != NS_NONE)
+		ns->blocks[o->slot].children += n;
+}
+
+static void block_child_gone(struct ns *ns, uint32_t parent)
+{
+	struct block *p = &ns->blocks[parent];
+
+	assert(p->children > 0);
+	if (--p->children == 0)
+		heat_unpark(&ns->heat, parent);
+}
+
+static void block_orphan_sub(struct ns *ns, uint64_t tag)
+{
+	struct orphan *o = block_orphan_find(ns, tag);
+
+	if (!o)
+		return;
+	assert(o->count > 0);
+	if (o->slot != NS_NONE)
+		block_child_gone(ns, o->slot);
+	if (--o->count == 0) {
+		HASH_DEL(ns->orphans, o);
+		free(o);
+	}
+}
+
+/* The parent of @slot by slot and generation; NS_NONE: it has none, or is an orphan. */
+static uint32_t block_named_parent(const struct ns *ns, uint32_t slot)
+{
+	const struct block *b = &ns->blocks[slot];
+
+	if (b->parent == NS_NONE || ns_slot_generation(ns, b->parent) != b->parent_generation ||
+	    ns_slot_state(ns, b->parent) != SHM_REGISTERED)
+		return NS_NONE;
+	return b->parent;
+}
+
+uint64_t block_tag(const struct ns *ns, uint32_t slot)
+{
+	return index_hash(&ns->index, ns->records[slot].key).tag;
+}
+
+uint32_t block_parent(const struct ns *ns, uint32_t slot)
+{
+	uint32_t p = block_named_parent(ns, slot);
+	struct orphan *o;
+
+	if (p != NS_NONE || ns->records[slot].parent == 0)
+		return p;
+	o = block_orphan_find(ns, ns->records[slot].parent);
+	return o ? o->slot : NS_NONE;
+}
+
+uint32_t block_find(const struct ns *ns, const uint8_t *key)
+{
+	struct shm_entry *e = index_find(&ns->index, key, index_hash(&ns->index, key));
+
+	return e ? e->slot : NS_NONE;
+}
+
+static void block_link_parent(struct ns *ns, uint32_t slot, const uint8_t *parent_key)
+{
+	struct block *b = &ns->blocks[slot];
+
+	b->parent = NS_NONE;
+	if (!parent_key)
+		return;
+	b->parent = block_find(ns, parent_key);
+	if (b->parent == slot)
+		b->parent = NS_NONE; /* a block that names itself is a root */
+	if (b->parent == NS_NONE) {
+		block_orphan_add(ns, ns->records[slot].parent, 1);
+		return;
+	}
+	b->parent_generation = ns_slot_generation(ns, b->parent);
+	ns->blocks[b->parent].children++;
+}
+
+/* Over all that a successor relies on: the 48 bytes before @crc, generation and key length. */
+static uint32_t block_record_check(const struct shm_record *rec)
+{
+	uint32_t tail[2] = { atomic_load_explicit(&rec->generation, memory_order_relaxed), rec->key_bytes };
+
+	return (uint32_t)XXH3_64bits_withSeed(rec, offsetof(struct shm_record, check), XXH3_64bits(tail, sizeof(tail)));
+}
+
+int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot)
+{
+	struct shm_hash h = index_hash(&ns->index, key);
+	struct shm_entry *e = index_find(&ns->index, key, h);
+	struct shm_record *rec = &ns->records[slot];
+	uint32_t kb = ns->desc->key_bytes;
+	struct orphan *o;
+
+	assert(ns_slot_state(ns, slot) == SHM_PARTIAL);
+	if (e) {
+		*ret_slot = e->slot;
+		return BLOCK_E_EXISTS;
+	}
+	memset(rec->key, 0, sizeof(rec->key));
+	memcpy(rec->key, key, kb);
+	if (parent_key && memcmp(parent_key, key, kb) == 0)
+		parent_key = NULL;
+	rec->parent = parent_key ? index_hash(&ns->index, parent_key).tag : 0;
+	rec->sum = 0;
+	rec->key_bytes = (uint8_t)kb;
+	rec->check = block_record_check(rec);
+	atomic_store_explicit(&rec->state, SHM_REGISTERED, memory_order_release);
+	if (index_insert(&ns->index, h, ns_slot_generation(ns, slot), slot) != 0) {
+		atomic_store_explicit(&rec->state, SHM_PARTIAL, memory_order_release);
+		return BLOCK_E_FULL;
+	}
+	ns->n_partial--;
+	ns->n_used++;
+	ns->counts.stored++;
+	metrics_add(METRIC_blocks_stored, 1);
+	ns->blocks[slot] = (struct block){ .heat = { .touch = ns->heat.clock } };
+	block_link_parent(ns, slot, parent_key);
+	o = block_orphan_find(ns, h.tag);
+	if (o) {
+		o->slot = slot;
+		ns->blocks[slot].children = o->count;
+	}
+	*ret_slot = slot;
+	return 0;
+}
+
+void block_condemn(struct ns *ns, uint32_t slot)
+{
+	const struct shm_record *rec = &ns->records[slot];
+	struct shm_entry *e = index_find(&ns->index, rec->key, index_hash(&ns->index, rec->key));
+	uint32_t parent = block_named_parent(ns, slot);
+
+	assert(ns_slot_state(ns, slot) == SHM_REGISTERED && e && e->slot == slot);
+	ns->blocks[slot].tombstone = (uint32_t)(e - &ns->index.lines[0].entries[0]);
+	index_tombstone(&ns->index, e);
+	if (parent != NS_NONE)
+		block_child_gone(ns, parent);
+	else if (rec->parent)
+		block_orphan_sub(ns, rec->parent);
+}
+
+static struct shm_entry *block_tombstone(struct ns *ns, uint32_t slot)
+{
+	return &ns->index.lines[0].entries[0] + ns->blocks[slot].tombstone;
+}
+
+void block_pardon(struct ns *ns, uint32_t slot)
+{
+	const struct shm_record *rec = &ns->records[slot];
+	uint32_t parent = block_named_parent(ns, slot);
+
+	index_restore(&ns->index, block_tombstone(ns, slot), index_hash(&ns->index, rec->key), ns_slot_generation(ns, slot),
+		      slot);
+	if (parent != NS_NONE)
+		ns->blocks[parent].children++;
+	else if (rec->parent)
+		block_orphan_add(ns, rec->parent, 1);
+	if (ns->blocks[slot].heat.where == HEAT_NOWHERE)
+		heat_place(&ns->heat, slot);
+}
+
+void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
+{
+	struct block *b = &ns->blocks[slot];
+	uint64_t tag = block_tag(ns, slot);
+	struct orphan *o = block_orphan_find(ns, tag);
+
+	index_remove(&ns->index, block_tombstone(ns, slot));
+	if (o)
+		o->slot = NS_NONE;
+	if (b->children) {
+		uint32_t counted = o ? o->count : 0;
+
+		assert(b->children >= counted);
+		if (b->children > counted)
+			block_orphan_add(ns, tag, b->children - counted);
+	}
+	why_note(ns->why, tag, reason, ns->now_ns);
+	heat_forget(&ns->heat, slot);
+	ns->counts.dropped++;
+	metrics_add(METRIC_blocks_dropped, 1);
+	ns_slot_free(ns, slot, SHM_REGISTERED);
+}
+
+uint32_t block_children(const struct ns *ns, uint32_t slot, uint32_t *ret_slots, uint32_t max)
+{
+	uint64_t tag = block_tag(ns, slot);
+	uint32_t n = 0;
+
+	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
+		for (uint32_t i = 0; i < ns->regions[r].n_slots && n < max; i++) {
+			uint32_t s = (r << ns->geo.shift) + i;
+
+			if (ns_slot_state(ns, s) == SHM_REGISTERED && ns->records[s].parent == tag)
+				ret_slots[n++] = s;
+		}
+	}
+	return n;
+}
+
+void block_orphans_free(struct ns *ns)
+{
+	struct orphan *o, *next;
+
+	HASH_ITER(hh, ns->orphans, o, next) {
+		HASH_DEL(ns->orphans, o);
+		free(o);
+	}
+}
+
+uint64_t block_orphan_bytes(const struct ns *ns)
+{
+	return HASH_COUNT(ns->orphans) * (uint64_t)sizeof(struct orphan);
+}

@@ -1,0 +1,33 @@
+/* block.h: the life of a block in its namespace, from registration to oblivion, and who is whose child. */
+#ifndef KVBMD_BLOCK_BLOCK_H
+#define KVBMD_BLOCK_BLOCK_H
+
+#include "block/namespace.h"
+
+/* The slot of @key, or NS_NONE. */
+uint32_t block_find(const struct ns *ns, const uint8_t *key);
+
+/* A written (PARTIAL) slot becomes a registered block.  @parent_key NULL: a root.  *ret_slot is the canonical slot.
+ * Outcomes: BLOCK_E_EXISTS (*ret_slot is another one; nothing changed), BLOCK_E_FULL (no room in its part of the index; nothing changed). */
+enum { BLOCK_E_EXISTS = 1, BLOCK_E_FULL };
+int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot);
+
+/* Two steps of dropping.  After block_condemn() nobody finds it, and its parent has a child less; the caller then fences, asks
+ * whether anybody holds it, and goes on with one of the others.  No registration may come in between. */
+void block_condemn(struct ns *ns, uint32_t slot);
+void block_pardon(struct ns *ns, uint32_t slot);
+/* @reason: for why.  Its slot is free afterwards. */
+void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason);
+
+/* Resident children of a block, the first @max of them by slot number: reads every record; for reports. */
+uint32_t block_children(const struct ns *ns, uint32_t slot, uint32_t *ret_slots, uint32_t max);
+/* Tag that children of @slot name. */
+uint64_t block_tag(const struct ns *ns, uint32_t slot);
+/* Slot of the parent of @slot, or NS_NONE. */
+uint32_t block_parent(const struct ns *ns, uint32_t slot);
+
+/* Parents that are not here although children are, or that came back after them: for deinit and reports. */
+void block_orphans_free(struct ns *ns);
+uint64_t block_orphan_bytes(const struct ns *ns);
+
+#endif

@@ -1,0 +1,136 @@
+/* The index: see index.h for its invariant.  Knows records only to compare keys and to find an entry's home line when it mends a chain. */
+#include "block/index.h"
+
+#include <assert.h>
+
+#define INDEX_TOMBSTONE ((struct shm_entry){ .tag = 0, .generation = UINT32_MAX, .slot = SHM_NO_SLOT })
+#define INDEX_EMPTY ((struct shm_entry){ 0 })
+
+uint64_t index_lines_for(uint64_t n_slots)
+{
+	return n_slots / 3 + 4;
+}
+
+static uint64_t index_probe_max(const struct index *ix)
+{
+	return ix->n_lines < SHM_MAX_PROBE ? ix->n_lines : SHM_MAX_PROBE;
+}
+
+static uint64_t index_wrap(const struct index *ix, uint64_t line)
+{
+	return line < ix->n_lines ? line : line - ix->n_lines;
+}
+
+static bool index_key_is(const struct index *ix, uint32_t slot, const uint8_t *key)
+{
+	return memcmp(ix->records[slot].key, key, ix->key_bytes) == 0;
+}
+
+struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h)
+{
+	uint64_t max = index_probe_max(ix);
+
+	assert(h.line < ix->n_lines);
+	for (uint64_t p = 0; p < max; p++) {
+		struct shm_line *line = &ix->lines[index_wrap(ix, h.line + p)];
+		bool empty = false;
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
+			struct shm_entry *e = &line->entries[i];
+
+			if (e->generation == 0)
+				empty = true;
+			else if (e->tag == h.tag && e->slot != SHM_NO_SLOT && index_key_is(ix, e->slot, key))
+				return e;
+		}
+		if (empty)
+			return NULL;
+	}
+	return NULL;
+}
+
+int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot)
+{
+	uint64_t max = index_probe_max(ix);
+
+	assert(h.tag != 0 && generation != 0 && generation != UINT32_MAX);
+	for (uint64_t p = 0; p < max; p++) {
+		struct shm_line *line = &ix->lines[index_wrap(ix, h.line + p)];
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
+			if (line->entries[i].generation != 0)
+				continue;
+			/* The record's stores come first: a reader that sees the entry may read the record. */
+			atomic_thread_fence(memory_order_release);
+			shm_entry_store(&line->entries[i],
+					(struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
+			ix->used++;
+			return 0;
+		}
+	}
+	return INDEX_E_FULL;
+}
+
+void index_tombstone(struct index *ix, struct shm_entry *e)
+{
+	assert(e->generation != 0 && e->slot != SHM_NO_SLOT);
+	shm_entry_store(e, INDEX_TOMBSTONE);
+	ix->used--;
+}
+
+void index_restore(struct index *ix, struct shm_entry *e, struct shm_hash h, uint32_t generation, uint32_t slot)
+{
+	assert(e->generation == UINT32_MAX && e->slot == SHM_NO_SLOT);
+	shm_entry_store(e, (struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
+	ix->used++;
+}
+
+/* An entry of line @from that may live @back lines earlier: its home is that far back or farther.  NULL: none. */
+static struct shm_entry *index_movable(const struct index *ix, uint64_t from, uint64_t back, bool *ret_empty)
+{
+	struct shm_line *line = &ix->lines[from];
+
+	*ret_empty = false;
+	for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
+		struct shm_entry *e = &line->entries[i];
+		uint64_t home;
+
+		if (e->generation == 0) {
+			*ret_empty = true;
+			continue;
+		}
+		if (e->slot == SHM_NO_SLOT)
+			continue;
+		home = index_hash(ix, ix->records[e->slot].key).line;
+		if (index_wrap(ix, from + ix->n_lines - home) >= back)
+			return e;
+	}
+	return NULL;
+}
+
+void index_remove(struct index *ix, struct shm_entry *e)
+{
+	uint64_t max = index_probe_max(ix);
+	struct shm_entry *hole = e;
+
+	assert(e->generation == UINT32_MAX && e->slot == SHM_NO_SLOT);
+	for (;;) {
+		uint64_t at = (uint64_t)((struct shm_line *)((uintptr_t)hole & ~(uintptr_t)63) - ix->lines);
+		struct shm_line *line = &ix->lines[at];
+		struct shm_entry *move = NULL;
+		bool empty = false;
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++)
+			empty |= line->entries[i].generation == 0;
+		/* With an empty entry in its line nothing probes past it. */
+		for (uint64_t back = 1; back < max && !empty && !move; back++)
+			move = index_movable(ix, index_wrap(ix, at + back), back, &empty);
+		if (!move)
+			break;
+		shm_entry_store(hole, *move);
+		atomic_thread_fence(memory_order_release);
+		shm_entry_store(move, INDEX_TOMBSTONE);
+		hole = move;
+	}
+	shm_entry_store(hole, INDEX_EMPTY);
+}

@@ -1,0 +1,370 @@
+/* Space makes room: it decides which memory goes to which namespace and which blocks are dropped for it.
+ *
+ * Order: free slots; memory nobody has; regions that stand empty elsewhere; regions of whoever is over its guaranteed share, most over
+ * first, if the asking namespace is under its own or over by much less; then its own coldest blocks.
+ *
+ * All or nothing: victims and regions are only condemned (unfindable) until there are enough, and pardoned when there are not.  The
+ * fence between condemning and looking at pins is the daemon's half of the hand-shake that proto/README.md argues.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "move/store_ns.h"
+
+#define SPACE_SAMPLES 64u
+
+int space_condemn(struct store *store, struct ns *ns, uint32_t slot)
+{
+	if (store->n_victims == store->cap_victims) {
+		uint32_t cap = store->cap_victims ? store->cap_victims * 2 : 1024;
+		struct store_victim *v = realloc(store->victims, cap * sizeof(*v));
+
+		if (!v)
+			return -ENOMEM;
+		store->victims = v;
+		store->cap_victims = cap;
+	}
+	block_condemn(ns, slot);
+	store->victims[store->n_victims++] = (struct store_victim){ .ns = ns, .slot = slot };
+	return 0;
+}
+
+/* Pardons what is pinned among victims[from..).  Returns how many. */
+static uint32_t space_pardon_pinned(struct store *store, uint32_t from)
+{
+	uint32_t kept = from, pardoned = 0;
+
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t i = from; i < store->n_victims; i++) {
+		struct store_victim v = store->victims[i];
+
+		if (!lease_is_pinned(v.ns, v.slot)) {
+			store->victims[kept++] = v;
+			continue;
+		}
+		v.ns->blocks[v.slot].heat.touch = v.ns->heat.clock;
+		block_pardon(v.ns, v.slot);
+		pardoned++;
+	}
+	store->n_victims = kept;
+	return pardoned;
+}
+
+static void space_pardon_all(struct store *store, uint32_t from)
+{
+	while (store->n_victims > from) {
+		struct store_victim v = store->victims[--store->n_victims];
+
+		block_pardon(v.ns, v.slot);
+	}
+}
+
+uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason, uint32_t *ret_kept)
+{
+	uint32_t dropped;
+
+	*ret_kept += space_pardon_pinned(store, from);
+	dropped = store->n_victims - from;
+	for (uint32_t i = from; i < store->n_victims; i++) {
+		struct store_victim v = store->victims[i];
+		bool released = v.ns->blocks[v.slot].heat.flags & HEAT_F_RELEASED;
+
+		block_forget(v.ns, v.slot, released && reason == WHY_DROPPED ? WHY_RELEASED : reason);
+	}
+	store->n_victims = from;
+	return dropped;
+}
+
+/* ---- regions ---- */
+
+void space_region_drop(struct store_ns *sn, uint32_t r)
+{
+	struct tier *host = sn->store->config.host;
+
+	sn->used_bytes -= sn->memory[r].size;
+	ns_region_remove(&sn->ns, r);
+	host->ops->region_drop(host, &sn->memory[r]);
+	sn->memory[r] = (struct tier_region){ .fd = -1, .ro_fd = -1 };
+}
+
+static bool space_may_grow(const struct store_ns *sn)
+{
+	struct tier *host = sn->store->config.host;
+
+	return sn->max_bytes - sn->used_bytes >= host->ops->grain(host) && sn->ns.n_slots < sn->ns.geo.max_slots;
+}
+
+static bool space_grow(struct store *store, struct store_ns *sn)
+{
+	struct tier *host = store->config.host;
+	uint64_t grain = host->ops->grain(host), size = sn->ns.geo.region_bytes, room = sn->max_bytes - sn->used_bytes;
+	uint64_t area, least = grain;
+	struct tier_region region;
+	uint32_t r;
+
+	if (size > room)
+		size = room / grain * grain;
+	while (least < size && ns_region_slots(&sn->ns.geo, sn->desc.lanes, least, &area) == 0)
+		least += grain;
+	if (size < grain || ns_region_slots(&sn->ns.geo, sn->desc.lanes, size, &area) == 0)
+		return false;
+	if (!space_may_grow(sn))
+		return false;
+	if (host->ops->region_make(host, size, least, sn->desc.lanes, area, &region) != 0)
+		return false;
+	r = ns_region_add(&sn->ns, region.size);
+	if (r == NS_NONE) {
+		host->ops->region_drop(host, &region);
+		return false;
+	}
+	sn->memory[r] = region;
+	sn->used_bytes += region.size;
+	return true;
+}
+
+/* An empty region of any other namespace goes back to the pool. */
+static bool space_take_empty(struct store *store, const struct store_ns *but)
+{
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		if (sn == but)
+			continue;
+		for (uint32_t r = 0; r < sn->ns.geo.n_regions; r++) {
+			const struct ns_region *region = &sn->ns.regions[r];
+
+			if (region->serial && !region->draining && region->n_free == region->n_slots) {
+				space_region_drop(sn, r);
+				return true;
+			}
+		}
+	}
+	return false;
+}
+
+static int64_t space_over(const struct store *store, const struct store_ns *sn)
+{
+	int64_t over = (int64_t)sn->used_bytes - (int64_t)sn->share_bytes;
+
+	for (uint32_t i = 0; i < store->n_plan; i++)
+		if (store->plan[i].sn == sn)
+			over -= (int64_t)sn->memory[store->plan[i].region].size;
+	return over;
+}
+
+/* Who pays for @sn, which would have @gain bytes more.  NULL: nobody else does. */
+static struct store_ns *space_payer(struct store *store, const struct store_ns *sn, uint64_t gain, const struct store_ns *not)
+{
+	int64_t mine = space_over(store, sn) + (int64_t)gain, most = 0;
+	struct store_ns *payer = NULL;
+
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *other = store_ns_at(it);
+		int64_t over = space_over(store, other);
+
+		if (other == sn || other == not || over <= most)
+			continue;
+		/* Over my own share I only take from who would still be over by more afterwards: no ping-pong. */
+		if (mine >= 0 && over - (int64_t)other->ns.geo.region_bytes <= mine + (int64_t)sn->ns.geo.region_bytes)
+			continue;
+		most = over;
+		payer = other;
+	}
+	return payer;
+}
+
+/* The region of @sn whose loss costs least: most free slots, then oldest blocks by a sample. */
+static uint32_t space_cheapest_region(struct store_ns *sn)
+{
+	struct ns *ns = &sn->ns;
+	uint64_t best = UINT64_MAX;
+	uint32_t found = NS_NONE;
+
+	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
+		struct ns_region *region = &ns->regions[r];
+		uint64_t cost = 0;
+
+		if (!region->serial || region->draining || region->n_slots == 0)
+			continue;
+		for (uint32_t i = 0; i < SPACE_SAMPLES; i++) {
+			uint32_t place = (uint32_t)((uint64_t)i * region->n_slots / SPACE_SAMPLES);
+			uint32_t slot = (r << ns->geo.shift) + place;
+			uint8_t state = ns_slot_state(ns, slot);
+
+			if (state == SHM_PARTIAL || state == SHM_QUARANTINE)
+				cost += UINT32_MAX;
+			else if (state == SHM_REGISTERED)
+				cost += ns->heat.clock + 1 - (ns->heat.clock - ns->blocks[slot].heat.touch);
+		}
+		if (cost < best) {
+			best = cost;
+			found = r;
+		}
+	}
+	return found;
+}
+
+/* Condemns all of a region; false: somebody holds or writes something in it, and nothing has changed. */
+static bool space_condemn_region(struct store *store, struct store_ns *sn, uint32_t r)
+{
+	struct ns *ns = &sn->ns;
+	uint32_t from = store->n_victims, n = ns->regions[r].n_slots, touch = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t slot = (r << ns->geo.shift) + i;
+		uint8_t state = ns_slot_state(ns, slot);
+
+		if (state == SHM_PARTIAL || state == SHM_QUARANTINE || (state == SHM_REGISTERED && lease_is_held(ns, slot, &touch)))
+			return false;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t slot = (r << ns->geo.shift) + i;
+
+		if (ns_slot_state(ns, slot) == SHM_REGISTERED && space_condemn(store, ns, slot) < 0) {
+			space_pardon_all(store, from);
+			return false;
+		}
+	}
+	if (space_pardon_pinned(store, from)) {
+		space_pardon_all(store, from);
+		return false;
+	}
+	ns_region_drain(ns, r, true);
+	return true;
+}
+
+/* Plans to take regions from others until @need slots more would fit.  Returns the slots that would come. */
+static uint64_t space_plan(struct store *store, struct store_ns *sn, uint64_t need)
+{
+	uint64_t gain = 0, slots = 0, area;
+	const struct store_ns *not = NULL;
+
+	while (slots < need && store->n_plan < STORE_MAX_PLAN) {
+		struct store_ns *payer;
+		uint32_t r;
+
+		if (sn->used_bytes + gain + sn->ns.geo.region_bytes > sn->max_bytes)
+			break;
+		payer = space_payer(store, sn, gain, not);
+		if (!payer)
+			break;
+		r = space_cheapest_region(payer);
+		if (r == NS_NONE || !space_condemn_region(store, payer, r)) {
+			if (not)
+				break;
+			not = payer; /* its cheapest region is in use: try one other namespace, then do without */
+			continue;
+		}
+		store->plan[store->n_plan++] = (struct store_plan){ .sn = payer, .region = r };
+		gain += payer->memory[r].size;
+		slots = ns_region_slots(&sn->ns.geo, sn->desc.lanes, gain, &area);
+	}
+	return slots;
+}
+
+static void space_undo(struct store *store)
+{
+	space_pardon_all(store, 0);
+	while (store->n_plan) {
+		struct store_plan *p = &store->plan[--store->n_plan];
+
+		ns_region_drain(&p->sn->ns, p->region, false);
+	}
+}
+
+/* ---- own victims ---- */
+
+static uint32_t space_own_pass(struct store *store, struct ns *ns, uint32_t need)
+{
+	uint64_t budget = (uint64_t)ns->heat.in_order + ns->heat.grace_live + ns->heat.parked;
+	uint32_t got = 0;
+	bool more = true;
+
+	while (got < need && more) {
+		uint32_t from = store->n_victims, slot;
+
+		while (got < need && (more = heat_pick(&ns->heat, &slot, &budget))) {
+			if (space_condemn(store, ns, slot) < 0) {
+				heat_place(&ns->heat, slot);
+				more = false;
+				break;
+			}
+			got++;
+		}
+		got -= space_pardon_pinned(store, from);
+	}
+	return got;
+}
+
+static uint32_t space_own(struct store *store, struct ns *ns, uint32_t need)
+{
+	uint32_t got = space_own_pass(store, ns, need);
+
+	if (got < need) {
+		ns->heat.ignore_retained = true;
+		got += space_own_pass(store, ns, need - got);
+		ns->heat.ignore_retained = false;
+	}
+	return got;
+}
+
+static uint32_t space_execute(struct store *store)
+{
+	uint32_t dropped = store->n_victims;
+
+	for (uint32_t i = 0; i < dropped; i++) {
+		struct store_victim v = store->victims[i];
+		enum why_reason reason = WHY_DROPPED;
+
+		if (v.ns->regions[ns_region_of(v.ns, v.slot)].draining)
+			reason = WHY_REBALANCED;
+		else if (v.ns->blocks[v.slot].heat.flags & HEAT_F_RELEASED)
+			reason = WHY_RELEASED;
+		block_forget(v.ns, v.slot, reason);
+	}
+	store->n_victims = 0;
+	while (store->n_plan) {
+		struct store_plan *p = &store->plan[--store->n_plan];
+
+		space_region_drop(p->sn, p->region);
+	}
+	return dropped;
+}
+
+int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *ret_dropped)
+{
+	struct ns *ns = &sn->ns;
+	uint64_t coming;
+
+	assert(store->n_victims == 0 && store->n_plan == 0);
+	while (ns->n_free < n && (space_grow(store, sn) || (space_may_grow(sn) && space_take_empty(store, sn))))
+		;
+	if (ns->n_free >= n)
+		return 0;
+	if (n > ns->geo.max_slots)
+		return STORE_E_NOSPACE;
+	coming = space_plan(store, sn, n - ns->n_free);
+	if (ns->n_free + coming < n) {
+		uint32_t need = (uint32_t)(n - ns->n_free - coming);
+
+		if (space_own(store, ns, need) < need) {
+			space_undo(store);
+			return STORE_E_NOSPACE;
+		}
+	}
+	*ret_dropped += space_execute(store);
+	while (ns->n_free < n && space_grow(store, sn))
+		;
+	if (ns->n_free >= n)
+		return 0;
+	/* The system did not give the memory that the plan had counted on: the last resort is our own blocks. */
+	log_warn("namespace %s: memory taken back could not be had again", sn->desc.name);
+	if (space_own(store, ns, n - ns->n_free) < n - ns->n_free) {
+		space_undo(store);
+		return STORE_E_NOSPACE;
+	}
+	*ret_dropped += space_execute(store);
+	return 0;
+}

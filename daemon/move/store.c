@@ -1,0 +1,423 @@
+/* The store: namespaces and who is attached to them.  Owns each namespace with its shared objects and regions; blocks are handled in
+ * store_blocks.c, room in space.c, reports in store_report.c.
+ */
+#include "move/store.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "base/metrics.h"
+#include "base/thread.h"
+#include "move/store_ns.h"
+
+#define STORE_SEEN (2u * STORE_MAX_KEYS) /* power of two */
+
+int store_new(const struct store_config *config, struct store **ret_store)
+{
+	struct store *store = calloc(1, sizeof(*store));
+
+	assert(config->host && config->max_namespaces > 0 && config->boot_id != 0);
+	if (!store)
+		return -ENOMEM;
+	store->config = *config;
+	list_init(&store->namespaces);
+	store->seen = calloc(4ull * STORE_SEEN, sizeof(*store->seen));
+	if (!store->seen) {
+		free(store);
+		return -ENOMEM;
+	}
+	*ret_store = store;
+	return 0;
+}
+
+static void store_ns_free(struct store_ns *sn)
+{
+	struct store *store = sn->store;
+	struct tier *host = store->config.host;
+
+	assert(sn->ns.n_holders == 0 && sn->zombies == 0);
+	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++)
+		if (sn->memory[r].size)
+			host->ops->region_drop(host, &sn->memory[r]);
+	ns_deinit(&sn->ns);
+	host->ops->object_drop(host, &sn->index);
+	host->ops->object_drop(host, &sn->records);
+	list_del(&sn->ns.link);
+	store->n_namespaces--;
+	free(sn->memory);
+	free(sn->retains);
+	free(sn);
+}
+
+struct store *store_free(struct store *store)
+{
+	if (!store)
+		return NULL;
+	list_for_each_safe(it, next, &store->namespaces)
+		store_ns_free(store_ns_at(it));
+	free(store->victims);
+	free(store->seen);
+	free(store);
+	return NULL;
+}
+
+struct store_ns *store_find(struct store *store, const char *name)
+{
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		if (strcmp(sn->desc.name, name) == 0)
+			return sn;
+	}
+	return NULL;
+}
+
+void store_seen_begin(struct store *store)
+{
+	if (++store->seen_epoch == 0) {
+		memset(store->seen, 0, 4ull * STORE_SEEN * sizeof(*store->seen));
+		store->seen_epoch = 1;
+	}
+}
+
+/* Open addressing over {epoch, unused, low, high}; twice as many places as a request can name things. */
+bool store_seen(struct store *store, uint64_t x)
+{
+	uint64_t h = x * 0x9e3779b97f4a7c15ull;
+
+	for (uint32_t i = (uint32_t)(h >> 40) % STORE_SEEN;; i = (i + 1) % STORE_SEEN) {
+		uint32_t *e = &store->seen[4ull * i];
+
+		if (e[0] != store->seen_epoch) {
+			e[0] = store->seen_epoch;
+			e[2] = (uint32_t)x;
+			e[3] = (uint32_t)(x >> 32);
+			return false;
+		}
+		if (e[2] == (uint32_t)x && e[3] == (uint32_t)(x >> 32))
+			return true;
+	}
+}
+
+/* ---- namespaces ---- */
+
+static const struct store_policy *store_policy_of(const struct store *store, const char *name)
+{
+	for (uint32_t i = 0; i < store->config.n_policies; i++)
+		if (strcmp(store->config.policies[i].name, name) == 0)
+			return &store->config.policies[i];
+	return NULL;
+}
+
+static bool store_uid_may(const struct store_policy *policy, uint32_t uid)
+{
+	if (!policy || policy->n_uids == 0)
+		return true;
+	for (uint32_t i = 0; i < policy->n_uids; i++)
+		if (policy->uids[i] == uid)
+			return true;
+	return false;
+}
+
+static uint64_t store_mix(uint64_t x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+	return x ^ x >> 31;
+}
+
+static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
+{
+	struct store *store = sn->store;
+	struct tier *host = store->config.host;
+	struct ns_memory m = { .boot_id = store->config.boot_id, .grace_percent = store->config.grace_percent,
+			       .why_entries = store->config.why_entries };
+	uint64_t offset, slots = (uint64_t)geo->n_regions << geo->shift;
+	size_t index_bytes = shm_ns_bytes(geo->n_regions, index_lines_for(geo->max_slots), &offset);
+	int r;
+
+	if (host->ops->object_make(host, "kvbmd-index", index_bytes, false, &sn->index) != 0)
+		return STORE_E_NOSPACE;
+	if (host->ops->object_make(host, "kvbmd-records", slots * sizeof(struct shm_record), false, &sn->records) != 0) {
+		host->ops->object_drop(host, &sn->index);
+		return STORE_E_NOSPACE;
+	}
+	m.shm = sn->index.base;
+	m.records = sn->records.base;
+	m.salt[0] = store_mix(store->config.boot_id + 1);
+	m.salt[1] = store_mix(m.salt[0] ^ (uintptr_t)store->n_namespaces);
+	sn->memory = calloc(geo->n_regions, sizeof(*sn->memory));
+	r = sn->memory ? ns_init(&sn->ns, &sn->desc, geo, &m) : -ENOMEM;
+	if (r < 0) {
+		host->ops->object_drop(host, &sn->index);
+		host->ops->object_drop(host, &sn->records);
+		free(sn->memory);
+	}
+	return r;
+}
+
+static int store_ns_new(struct store *store, const struct ns_desc *desc, const struct store_policy *policy,
+			struct store_ns **ret_sn)
+{
+	struct tier *host = store->config.host;
+	struct tier_stat stat;
+	struct ns_geometry geo;
+	struct store_ns *sn;
+	uint64_t max;
+	int r;
+
+	if (store->n_namespaces >= store->config.max_namespaces)
+		return STORE_E_LIMIT;
+	host->ops->stat(host, &stat);
+	max = policy && policy->max_bytes < stat.size_bytes ? policy->max_bytes : stat.size_bytes;
+	max = max / host->ops->grain(host) * host->ops->grain(host);
+	if (ns_geometry(desc->lane_bytes, desc->lanes, host->ops->region_size(host), host->ops->grain(host), max, &geo) != 0)
+		return STORE_E_NOSPACE;
+	sn = calloc(1, sizeof(*sn));
+	if (!sn)
+		return -ENOMEM;
+	sn->store = store;
+	sn->desc = *desc;
+	sn->policy = policy;
+	sn->max_bytes = max;
+	sn->share_bytes = policy ? policy->share_bytes : 0;
+	r = store_ns_memory(sn, &geo);
+	if (r != 0) {
+		free(sn);
+		return r;
+	}
+	list_add_tail(&store->namespaces, &sn->ns.link);
+	store->n_namespaces++;
+	log_info("namespace %s: %u lanes of %llu bytes, at most %u blocks", desc->name, desc->lanes,
+		 (unsigned long long)desc->lane_bytes, geo.max_slots);
+	*ret_sn = sn;
+	return 0;
+}
+
+static int store_holder_new(struct store_ns *sn, const struct store_attach *a, struct holder **ret_holder)
+{
+	struct tier *host = sn->store->config.host;
+	struct store_holder *sh = calloc(1, sizeof(*sh));
+	uint32_t slots = sn->ns.geo.n_regions << sn->ns.geo.shift;
+	struct shm_page *page;
+
+	if (!sh)
+		return -ENOMEM;
+	if (host->ops->object_make(host, "kvbmd-page", shm_page_bytes(slots), true, &sh->page) != 0) {
+		free(sh);
+		return STORE_E_NOSPACE;
+	}
+	page = sh->page.base;
+	page->magic = SHM_MAGIC;
+	page->version = SHM_VERSION;
+	lease_holder_init(&sh->h, &sn->ns);
+	sh->sn = sn;
+	sh->h.page = page;
+	sh->h.user = a->user;
+	sh->h.owner = a->owner;
+	sh->h.writable = !a->readonly;
+	*ret_holder = &sh->h;
+	return 0;
+}
+
+int store_attach(struct store *store, const struct store_attach *a, struct holder **ret_holder, uint8_t ret_have[16],
+		 uint8_t ret_want[16])
+{
+	const struct store_policy *policy = store_policy_of(store, a->desc->name);
+	struct store_ns *sn = store_find(store, a->desc->name);
+	uint8_t want[16];
+	int r;
+
+	thread_assert(THREAD_LOOP);
+	if (!store_uid_may(policy, a->uid))
+		return STORE_E_PERM;
+	ns_fingerprint(a->desc, want);
+	if (sn && memcmp(sn->ns.fingerprint, want, sizeof(want)) != 0) {
+		memcpy(ret_have, sn->ns.fingerprint, 16);
+		memcpy(ret_want, want, 16);
+		return STORE_E_MISMATCH;
+	}
+	if (!sn) {
+		r = store_ns_new(store, a->desc, policy, &sn);
+		if (r != 0)
+			return r;
+	}
+	return store_holder_new(sn, a, ret_holder);
+}
+
+/* ---- holders ---- */
+
+void holder_objects(const struct holder *h, struct store_objects *ret)
+{
+	const struct store_holder *sh = (const struct store_holder *)h;
+
+	*ret = (struct store_objects){
+		.fingerprint = h->ns->fingerprint,
+		.lane_bytes = h->ns->desc->lane_bytes,
+		.index_ro_fd = sh->sn->index.ro_fd,
+		.records_ro_fd = sh->sn->records.ro_fd,
+		.page_fd = sh->page.fd,
+		.writable = h->writable,
+		.key_bytes = h->ns->desc->key_bytes,
+		.lanes = h->ns->desc->lanes,
+	};
+}
+
+int holder_region(const struct holder *h, uint32_t serial, const struct tier_region **ret_region)
+{
+	const struct store_ns *sn = ((const struct store_holder *)h)->sn;
+
+	for (uint32_t r = 0; serial && r < h->ns->geo.n_regions; r++) {
+		if (h->ns->regions[r].serial == serial) {
+			*ret_region = &sn->memory[r];
+			return 0;
+		}
+	}
+	return STORE_E_NOENT;
+}
+
+bool holder_is_writable(const struct holder *h)
+{
+	return h->writable;
+}
+
+const char *holder_ns_name(const struct holder *h)
+{
+	return h->ns->desc->name;
+}
+
+/* What the client counted by itself joins the namespace's counts; a client can only falsify its own share of them. */
+static void store_holder_count(struct holder *h)
+{
+	struct ns_counts *c = &h->ns->counts;
+	uint64_t looked_up = atomic_load_explicit(&h->page->looked_up, memory_order_relaxed);
+	uint64_t hits = atomic_load_explicit(&h->page->hits, memory_order_relaxed);
+
+	if (hits > looked_up)
+		hits = looked_up;
+	c->looked_up += looked_up;
+	c->hits += hits;
+	c->misses += looked_up - hits;
+	metrics_add(METRIC_blocks_looked_up, looked_up);
+	metrics_add(METRIC_hits_g2, hits);
+	metrics_add(METRIC_misses, looked_up - hits);
+}
+
+int holder_close(struct holder *h, bool dead)
+{
+	struct store_holder *sh = (struct store_holder *)h;
+	struct tier *host = sh->sn->store->config.host;
+
+	thread_assert(THREAD_LOOP);
+	assert(!h->closed);
+	h->closed = true;
+	store_holder_count(h);
+	list_for_each_safe(it, next, &h->leases) {
+		struct lease *lease = container_of(it, struct lease, in_holder);
+
+		if (dead)
+			lease_abort(lease);
+		else
+			lease_partial_abort(h->ns, lease->partial);
+	}
+	lease_holder_unpin(h);
+	host->ops->object_drop(host, &sh->page);
+	if (h->n_leases) {
+		sh->sn->zombies++;
+		return STORE_E_QUARANTINE;
+	}
+	free(sh);
+	return 0;
+}
+
+void holder_dead(struct holder *h)
+{
+	struct store_holder *sh = (struct store_holder *)h;
+
+	assert(h->closed && h->n_leases > 0);
+	while (!list_empty(&h->leases))
+		lease_abort(container_of(list_first(&h->leases), struct lease, in_holder));
+	sh->sn->zombies--;
+	free(sh);
+}
+
+/* ---- time ---- */
+
+static void store_tick_partials(struct store_ns *sn, uint64_t now_ns)
+{
+	while (!list_empty(&sn->ns.partials)) {
+		struct partial *p = container_of(list_first(&sn->ns.partials), struct partial, by_deadline);
+
+		if (p->deadline_ns > now_ns)
+			break;
+		metrics_add(METRIC_blocks_expired, 1);
+		lease_partial_abort(&sn->ns, p);
+	}
+}
+
+static void store_tick_retains(struct store_ns *sn, uint64_t now_ns)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < sn->n_retains; i++) {
+		struct store_retain t = sn->retains[i];
+		bool same = ns_slot_state(&sn->ns, t.slot) == SHM_REGISTERED &&
+			    ns_slot_generation(&sn->ns, t.slot) == t.generation;
+
+		if (same && t.until_ns > now_ns)
+			sn->retains[kept++] = t;
+		else if (same)
+			sn->ns.blocks[t.slot].heat.flags &= (uint16_t)~HEAT_F_RETAINED;
+	}
+	sn->n_retains = kept;
+}
+
+static void store_tick_pins(struct store *store, struct store_ns *sn)
+{
+	list_for_each_safe(it, next, &sn->ns.holders) {
+		struct holder *h = container_of(it, struct holder, in_ns);
+		uint64_t pins = lease_claimed_pins(h);
+
+		if (pins > h->user->pin_limit && store->on_pins)
+			store->on_pins(store->on_pins_ctx, h->owner, pins);
+	}
+}
+
+void store_on_pins(struct store *store, void (*cb)(void *ctx, void *owner, uint64_t pins), void *ctx)
+{
+	store->on_pins = cb;
+	store->on_pins_ctx = ctx;
+}
+
+void store_tick(struct store *store, uint64_t now_ns)
+{
+	thread_assert(THREAD_LOOP);
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		sn->ns.now_ns = now_ns;
+		store_tick_partials(sn, now_ns);
+		store_tick_retains(sn, now_ns);
+		store_tick_pins(store, sn);
+	}
+}
+
+uint64_t store_next_ns(const struct store *store)
+{
+	uint64_t next = UINT64_MAX;
+
+	list_for_each(it, &store->namespaces) {
+		const struct store_ns *sn = store_ns_at(it);
+
+		if (!list_empty(&sn->ns.partials)) {
+			const struct partial *p = container_of(list_first(&sn->ns.partials), struct partial, by_deadline);
+
+			next = p->deadline_ns < next ? p->deadline_ns : next;
+		}
+		for (uint32_t i = 0; i < sn->n_retains; i++)
+			next = sn->retains[i].until_ns < next ? sn->retains[i].until_ns : next;
+	}
+	return next;
+}

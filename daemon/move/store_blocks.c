@@ -1,0 +1,414 @@
+/* What sessions do with blocks: reserve, commit, abort, match, release, hint, stat.  Each call validates all of its arguments before it
+ * changes anything, so that a refused request leaves no trace.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/metrics.h"
+#include "base/thread.h"
+#include "move/store_ns.h"
+
+#define STORE_MAX_RETAINS 65536u
+
+/* The mask of the lanes a request means; 0: there is no such lane. */
+static uint64_t store_lanes(const struct ns *ns, uint32_t lane)
+{
+	if (lane == STORE_ALL_LANES)
+		return lease_all_lanes(ns);
+	return lane < ns->desc->lanes ? 1ull << lane : 0;
+}
+
+static void store_clock(struct ns *ns)
+{
+	uint32_t clock = heat_tick(&ns->heat);
+
+	atomic_store_explicit(&ns->shm->clock, clock, memory_order_relaxed);
+}
+
+/* ---- reserve ---- */
+
+enum { RESERVE_NEW = STORE_NO_SLOT - 1, RESERVE_JOIN = STORE_NO_SLOT - 2 };
+
+/* Sorts the keys into present (held until space is made), repeated, to be joined, and to be made. */
+static void store_reserve_sort(struct holder *h, struct store_reserve *a, uint64_t lanes, uint32_t *ret_new, uint32_t *ret_join)
+{
+	struct ns *ns = h->ns;
+	struct store *store = store_ns_of(h)->store;
+	uint32_t kb = ns->desc->key_bytes;
+
+	*ret_new = *ret_join = 0;
+	store_seen_begin(store);
+	for (uint32_t i = 0; i < a->n; i++) {
+		const uint8_t *key = a->keys ? a->keys + (size_t)i * kb : NULL;
+		uint32_t slot = key ? block_find(ns, key) : NS_NONE;
+
+		a->generations[i] = STORE_NO_SLOT;
+		if (slot != NS_NONE) {
+			a->slots[i] = STORE_NO_SLOT;
+			if (lease_hold(h, slot) == 0)
+				a->generations[i] = slot; /* let go in store_reserve_let_go() */
+		} else if (key && store_seen(store, index_hash(&ns->index, key).tag)) {
+			a->slots[i] = STORE_NO_SLOT;
+		} else if (key && lease_can_join(ns, key, lanes)) {
+			a->slots[i] = RESERVE_JOIN;
+			(*ret_join)++;
+		} else {
+			a->slots[i] = RESERVE_NEW;
+			(*ret_new)++;
+		}
+	}
+}
+
+static void store_reserve_let_go(struct holder *h, struct store_reserve *a)
+{
+	for (uint32_t i = 0; i < a->n; i++) {
+		if (a->slots[i] == STORE_NO_SLOT && a->generations[i] != STORE_NO_SLOT)
+			lease_unhold(h, a->generations[i]);
+		a->generations[i] = 0;
+	}
+}
+
+static void store_reserve_refused(struct holder *h, const struct store_reserve *a, enum why_reason reason)
+{
+	struct ns *ns = h->ns;
+
+	metrics_add(METRIC_reserves_refused, 1);
+	for (uint32_t i = 0; a->keys && i < a->n; i++)
+		if (a->slots[i] == RESERVE_NEW)
+			why_note(ns->why, index_hash(&ns->index, a->keys + (size_t)i * ns->desc->key_bytes).tag, reason, a->now_ns);
+}
+
+/* Makes the leases; -ENOMEM undoes those made so far. */
+static int store_reserve_take(struct holder *h, struct store_reserve *a, uint64_t lanes)
+{
+	struct ns *ns = h->ns;
+	uint64_t deadline = a->now_ns + store_ns_of(h)->store->config.write_timeout_ns;
+	uint32_t left = a->n, r = 0;
+
+	for (uint32_t i = 0; i < a->n && r == 0; i++) {
+		const uint8_t *key = a->keys ? a->keys + (size_t)i * ns->desc->key_bytes : NULL;
+
+		left = i;
+		if (a->slots[i] == STORE_NO_SLOT)
+			continue;
+		if (a->slots[i] == RESERVE_JOIN) {
+			a->slots[i] = lease_write_join(h, key, lanes);
+			r = a->slots[i] == NS_NONE;
+		} else {
+			r = (uint32_t)lease_write_new(h, key, lanes, deadline, &a->slots[i]);
+		}
+		if (r == 0) {
+			a->generations[i] = ns_slot_generation(ns, a->slots[i]);
+			a->reserved++;
+		}
+	}
+	if (r == 0)
+		return 0;
+	for (uint32_t i = 0; i < left; i++)
+		if (a->slots[i] != STORE_NO_SLOT)
+			lease_abort(lease_find(h, a->slots[i], a->generations[i], lanes));
+	for (uint32_t i = left; i < a->n; i++)
+		if (a->slots[i] != STORE_NO_SLOT || i == left)
+			quota_return(h->user, QUOTA_SLOTS, 1); /* charged, never leased */
+	return -ENOMEM;
+}
+
+int store_reserve(struct holder *h, struct store_reserve *a)
+{
+	struct ns *ns = h->ns;
+	uint64_t lanes = store_lanes(ns, a->lane);
+	uint32_t fresh, joins;
+	int r;
+
+	thread_assert(THREAD_LOOP);
+	assert(!h->closed && a->n <= STORE_MAX_KEYS);
+	a->reserved = a->dropped = 0;
+	ns->now_ns = a->now_ns;
+	if (!h->writable)
+		return STORE_E_PERM;
+	if (lanes == 0 || (ns->desc->lanes > 1 && !a->keys && a->n > 0))
+		return STORE_E_INVAL;
+	store_reserve_sort(h, a, lanes, &fresh, &joins);
+	if (quota_charge(h->user, QUOTA_SLOTS, fresh + joins) != 0) {
+		store_reserve_refused(h, a, WHY_OVER_QUOTA);
+		store_reserve_let_go(h, a);
+		return STORE_E_LIMIT;
+	}
+	r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, &a->dropped);
+	if (r != 0) {
+		store_reserve_refused(h, a, WHY_NO_SPACE);
+		quota_return(h->user, QUOTA_SLOTS, fresh + joins);
+	}
+	store_reserve_let_go(h, a);
+	if (r == 0)
+		r = store_reserve_take(h, a, lanes);
+	metrics_add(METRIC_reserves, a->reserved);
+	return r;
+}
+
+/* ---- commit ---- */
+
+static const uint8_t *store_commit_parent(const struct ns *ns, const struct store_commit *a, uint32_t i)
+{
+	uint32_t kb = ns->desc->key_bytes;
+	const uint8_t *parent;
+
+	if (a->n_parents == a->n && a->n_parents > 1)
+		parent = a->parents + (size_t)i * kb;
+	else if (i > 0)
+		parent = a->keys + (size_t)(i - 1) * kb;
+	else
+		parent = a->n_parents ? a->parents : NULL;
+	return parent && !key_is_zero(parent, kb) ? parent : NULL;
+}
+
+static int store_commit_check(struct holder *h, const struct store_commit *a, uint64_t lanes)
+{
+	struct ns *ns = h->ns;
+	struct store *store = store_ns_of(h)->store;
+	uint32_t kb = ns->desc->key_bytes;
+	bool stale = false;
+
+	if (!h->writable)
+		return STORE_E_PERM;
+	if (lanes == 0 || a->length != ns->desc->lane_bytes || (a->n_parents > 1 && a->n_parents != a->n))
+		return STORE_E_INVAL;
+	store_seen_begin(store);
+	for (uint32_t i = 0; i < a->n; i++) {
+		const struct lease *lease = lease_find(h, a->slots_in[i], a->generations_in[i], lanes);
+
+		if (store_seen(store, a->slots_in[i]) || key_is_zero(a->keys + (size_t)i * kb, kb))
+			return STORE_E_INVAL;
+		if (lease && lease->partial->keyed && memcmp(lease->partial->key, a->keys + (size_t)i * kb, kb) != 0)
+			return STORE_E_INVAL;
+		stale |= !lease || lease->partial->aborted;
+	}
+	if (!stale)
+		return 0;
+	/* Whoever commits has stopped writing: what missed its deadline leaves quarantine. */
+	for (uint32_t i = 0; i < a->n; i++) {
+		struct lease *lease = lease_find(h, a->slots_in[i], a->generations_in[i], lanes);
+
+		if (lease && lease->partial->aborted)
+			lease_abort(lease);
+	}
+	return STORE_E_STALE;
+}
+
+static uint8_t store_commit_one(struct holder *h, const struct store_commit *a, uint32_t i, uint64_t lanes)
+{
+	struct ns *ns = h->ns;
+	uint32_t slot = a->slots_in[i], canonical = slot;
+	const uint8_t *key = a->keys + (size_t)i * ns->desc->key_bytes;
+	struct lease *lease = lease_find(h, slot, a->generations_in[i], lanes);
+	struct partial *p;
+	int r;
+
+	a->slots[i] = slot;
+	a->generations[i] = a->generations_in[i];
+	metrics_add(METRIC_bytes_written, a->length);
+	if (!lease_write_lanes(lease, lanes, &p))
+		return STORE_LANES_MISSING;
+	lease_write_done(ns, p);
+	r = block_register(ns, slot, key, store_commit_parent(ns, a, i), &canonical);
+	if (r == 0)
+		return STORE_NEW;
+	ns_slot_free(ns, slot, SHM_PARTIAL);
+	ns->counts.stored++;
+	metrics_add(METRIC_blocks_stored, 1);
+	if (r == BLOCK_E_EXISTS) {
+		ns->counts.deduplicated++;
+		metrics_add(METRIC_blocks_deduplicated, 1);
+		ns->blocks[canonical].heat.touch = ns->heat.clock;
+		a->slots[i] = canonical;
+		a->generations[i] = ns_slot_generation(ns, canonical);
+		return STORE_EXISTED;
+	}
+	ns->counts.dropped++; /* its part of the index is full: stored and dropped at once */
+	metrics_add(METRIC_blocks_dropped, 1);
+	a->slots[i] = STORE_NO_SLOT;
+	return STORE_NEW;
+}
+
+int store_commit(struct holder *h, struct store_commit *a)
+{
+	struct ns *ns = h->ns;
+	uint64_t lanes = store_lanes(ns, a->lane);
+	uint32_t held = 0;
+	int r;
+
+	thread_assert(THREAD_LOOP);
+	assert(!h->closed && a->n <= STORE_MAX_KEYS);
+	ns->now_ns = a->now_ns;
+	r = store_commit_check(h, a, lanes);
+	if (r != 0)
+		return r;
+	if (a->hold && quota_charge(h->user, QUOTA_HOLDS, a->n) != 0)
+		return STORE_E_LIMIT;
+	store_clock(ns);
+	for (uint32_t i = 0; i < a->n; i++)
+		a->states[i] = store_commit_one(h, a, i, lanes);
+	/* Tail first into the order: within one batch the tail is the coldest. */
+	for (uint32_t i = a->n; i-- > 0;) {
+		if (a->slots[i] == STORE_NO_SLOT || a->states[i] == STORE_LANES_MISSING)
+			continue;
+		if (a->states[i] == STORE_NEW)
+			heat_place(&ns->heat, a->slots[i]);
+		if (a->hold && lease_hold(h, a->slots[i]) == 0)
+			held++;
+	}
+	if (a->hold)
+		quota_return(h->user, QUOTA_HOLDS, a->n - held);
+	return 0;
+}
+
+int store_abort(struct holder *h, uint32_t lane, const uint32_t *slots, const uint32_t *generations, uint32_t n)
+{
+	struct ns *ns = h->ns;
+	struct store *store = store_ns_of(h)->store;
+	uint64_t lanes = store_lanes(ns, lane);
+
+	thread_assert(THREAD_LOOP);
+	if (lanes == 0)
+		return STORE_E_INVAL;
+	store_seen_begin(store);
+	for (uint32_t i = 0; i < n; i++) {
+		if (store_seen(store, slots[i]))
+			return STORE_E_INVAL;
+		if (!lease_find(h, slots[i], generations[i], lanes))
+			return STORE_E_STALE;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		metrics_add(METRIC_blocks_aborted, 1);
+		lease_abort(lease_find(h, slots[i], generations[i], lanes));
+	}
+	return 0;
+}
+
+/* ---- match and release by message ---- */
+
+int store_match(struct holder *h, struct store_match *a)
+{
+	struct ns *ns = h->ns;
+	uint32_t kb = ns->desc->key_bytes;
+	struct shm_hash hash;
+
+	thread_assert(THREAD_LOOP);
+	assert(!h->closed && a->n <= STORE_MAX_KEYS);
+	a->hits = 0;
+	if (a->hold && quota_charge(h->user, QUOTA_HOLDS, a->n) != 0)
+		return STORE_E_LIMIT;
+	for (uint32_t i = 0; i < a->n; i++) {
+		const uint8_t *key = a->keys + (size_t)i * kb;
+		struct shm_entry *e;
+
+		hash = index_hash(&ns->index, key);
+		e = index_find(&ns->index, key, hash);
+		if (e && (!a->hold || lease_hold(h, e->slot) == 0)) {
+			a->slots[i] = e->slot;
+			a->generations[i] = e->generation;
+			a->hits++;
+			continue;
+		}
+		why_miss(ns->why, hash.tag, a->now_ns);
+		if (!a->scattered)
+			break;
+		a->slots[i] = STORE_NO_SLOT;
+		a->generations[i] = 0;
+	}
+	if (a->hold)
+		quota_return(h->user, QUOTA_HOLDS, a->n - a->hits);
+	ns->counts.looked_up += a->n;
+	ns->counts.hits += a->hits;
+	ns->counts.misses += a->n - a->hits;
+	metrics_add(METRIC_blocks_looked_up, a->n);
+	metrics_add(METRIC_hits_g2, a->hits);
+	metrics_add(METRIC_misses, a->n - a->hits);
+	metrics_add(METRIC_bytes_matched, a->hits * ns->desc->lane_bytes);
+	return 0;
+}
+
+int store_release(struct holder *h, const uint32_t *slots, const uint32_t *generations, uint32_t n)
+{
+	struct ns *ns = h->ns;
+	uint32_t i;
+
+	thread_assert(THREAD_LOOP);
+	for (i = 0; i < n; i++) {
+		if (!ns_slot_valid(ns, slots[i]) || ns_slot_generation(ns, slots[i]) != generations[i] || !lease_holds(h, slots[i]))
+			break;
+		lease_unhold(h, slots[i]);
+	}
+	if (i == n) {
+		quota_return(h->user, QUOTA_HOLDS, n);
+		return 0;
+	}
+	while (i-- > 0)
+		lease_hold(h, slots[i]); /* cannot fail: it was just let go */
+	return STORE_E_NOTHELD;
+}
+
+/* ---- hints and stat ---- */
+
+static void store_retain(struct holder *h, uint32_t slot, const struct store_hint_args *a)
+{
+	struct store_ns *sn = store_ns_of(h);
+	struct block *b = &h->ns->blocks[slot];
+
+	if (a->ttl_ms == 0 || a->priority == 0) {
+		b->heat.flags &= (uint16_t)~HEAT_F_RETAINED;
+		return;
+	}
+	if (sn->n_retains >= STORE_MAX_RETAINS)
+		return; /* advice: the limit is documented, further ones are passed over */
+	if (sn->n_retains == sn->cap_retains) {
+		uint32_t cap = sn->cap_retains ? sn->cap_retains * 2 : 64;
+		struct store_retain *p = realloc(sn->retains, cap * sizeof(*p));
+
+		if (!p)
+			return;
+		sn->retains = p;
+		sn->cap_retains = cap;
+	}
+	b->heat.flags |= HEAT_F_RETAINED;
+	sn->retains[sn->n_retains++] = (struct store_retain){ .slot = slot, .generation = ns_slot_generation(h->ns, slot),
+							      .priority = a->priority,
+							      .until_ns = a->now_ns + a->ttl_ms * 1000000ull };
+}
+
+int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_known)
+{
+	struct ns *ns = h->ns;
+	uint32_t known = 0;
+
+	thread_assert(THREAD_LOOP);
+	if ((a->hint != STORE_HINT_RELEASE && a->hint != STORE_HINT_RETAIN && a->hint != STORE_HINT_TOUCH) || a->priority > 100)
+		return STORE_E_INVAL;
+	for (uint32_t i = a->n; i-- > 0;) { /* tail first */
+		uint32_t slot = block_find(ns, a->keys + (size_t)i * ns->desc->key_bytes);
+
+		if (slot == NS_NONE)
+			continue;
+		known++;
+		if (a->hint == STORE_HINT_RELEASE)
+			heat_release(&ns->heat, slot);
+		else if (a->hint == STORE_HINT_RETAIN)
+			store_retain(h, slot, a);
+		else
+			ns->blocks[slot].heat.touch = ns->heat.clock;
+	}
+	*ret_known = known;
+	return 0;
+}
+
+void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_tiers, uint32_t *ret_present)
+{
+	*ret_present = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		bool here = block_find(h->ns, keys + (size_t)i * h->ns->desc->key_bytes) != NS_NONE;
+
+		ret_tiers[i] = here ? 2 : 0;
+		*ret_present += here;
+	}
+}

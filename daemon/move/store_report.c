@@ -1,0 +1,323 @@
+/* What people ask of the store: reports, why, flush and drop, and the check of every invariant. */
+#include <assert.h>
+#include <errno.h>
+
+#include "base/metrics.h"
+#include "base/thread.h"
+#include "move/store_ns.h"
+
+#define REPORT_BATCH 1024u
+
+uint32_t store_n_namespaces(const struct store *store)
+{
+	return store->n_namespaces;
+}
+
+static void report_live(const struct ns *ns, struct ns_report *ret)
+{
+	list_for_each(it, &ns->holders) {
+		const struct holder *h = container_of(it, struct holder, in_ns);
+		uint64_t looked_up = atomic_load_explicit(&h->page->looked_up, memory_order_relaxed);
+		uint64_t hits = atomic_load_explicit(&h->page->hits, memory_order_relaxed);
+
+		hits = hits > looked_up ? looked_up : hits;
+		ret->pins += lease_claimed_pins(h);
+		ret->holds += h->own_total;
+		ret->looked_up += looked_up;
+		ret->hits += hits;
+		ret->misses += looked_up - hits;
+	}
+}
+
+void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
+{
+	assert(i < store->n_namespaces);
+	list_for_each(it, &store->namespaces) {
+		const struct store_ns *sn = store_ns_at(it);
+		const struct ns *ns = &sn->ns;
+		struct ns_report r = {
+			.name = sn->desc.name, .desc = &sn->desc, .fingerprint = ns->fingerprint,
+			.share_bytes = sn->share_bytes, .max_bytes = sn->max_bytes, .used_bytes = sn->used_bytes,
+			.n_slots = ns->n_slots, .free = ns->n_free, .used = ns->n_used, .quarantined = ns->n_quarantined,
+			.partial = ns->n_partial, .holders = ns->n_holders, .max_slots = ns->geo.max_slots,
+			.leaves_parked = ns->heat.parked, .grace = ns->heat.grace_live,
+			.stored = ns->counts.stored, .dropped = ns->counts.dropped, .deduplicated = ns->counts.deduplicated,
+			.aborted = ns->counts.aborted, .looked_up = ns->counts.looked_up, .hits = ns->counts.hits,
+			.misses = ns->counts.misses, .metadata_bytes = ns_metadata_bytes(ns),
+		};
+
+		if (i-- > 0)
+			continue;
+		for (uint32_t k = 0; k < ns->geo.n_regions; k++)
+			r.regions += ns->regions[k].serial != 0;
+		report_live(ns, &r);
+		*ret_report = r;
+		return;
+	}
+}
+
+void holder_report(const struct holder *h, struct holder_report *ret_report)
+{
+	*ret_report = (struct holder_report){ .ns_name = h->ns->desc->name, .writable = h->writable, .holds = h->own_total };
+	list_for_each(it, &h->leases) {
+		const struct lease *lease = container_of(it, struct lease, in_holder);
+
+		if (lease->partial->aborted)
+			ret_report->quarantined++;
+		else
+			ret_report->writing++;
+	}
+	if (!h->page)
+		return;
+	ret_report->pins = lease_claimed_pins(h);
+	ret_report->looked_up = atomic_load_explicit(&h->page->looked_up, memory_order_relaxed);
+	ret_report->hits = atomic_load_explicit(&h->page->hits, memory_order_relaxed);
+}
+
+static struct key report_key(const struct ns *ns, uint32_t slot)
+{
+	return key_from(ns->records[slot].key, ns->desc->key_bytes);
+}
+
+int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret)
+{
+	struct store_ns *sn = store_find(store, name);
+	uint32_t slot, parent;
+	struct ns *ns;
+
+	if (!sn || key->len != sn->desc.key_bytes)
+		return STORE_E_NOENT;
+	ns = &sn->ns;
+	slot = block_find(ns, key->bytes);
+	if (slot == NS_NONE)
+		return STORE_E_NOENT;
+	*ret = (struct block_report){ .key = *key, .slot = slot, .generation = ns_slot_generation(ns, slot),
+				      .children = ns->blocks[slot].children, .state = "registered",
+				      .has_parent = ns->records[slot].parent != 0,
+				      .region = ns->regions[ns_region_of(ns, slot)].serial };
+	ret->pins = lease_pins(ns, slot, &ret->holders);
+	parent = block_parent(ns, slot);
+	ret->parent_present = parent != NS_NONE;
+	if (parent != NS_NONE)
+		ret->parent = report_key(ns, parent);
+	ret->n_child_slots = block_children(ns, slot, ret->child_slots, 16);
+	for (uint32_t i = 0; i < ret->n_child_slots; i++)
+		ret->child_keys[i] = report_key(ns, ret->child_slots[i]);
+	return 0;
+}
+
+int store_why(struct store *store, const char *name, const struct key *key, uint64_t now_ns, struct why_answer *ret)
+{
+	struct store_ns *sn = store_find(store, name);
+	uint32_t slot;
+
+	if (!sn || key->len != sn->desc.key_bytes)
+		return STORE_E_NOENT;
+	why_ask(sn->ns.why, index_hash(&sn->ns.index, key->bytes).tag, now_ns, ret);
+	slot = block_find(&sn->ns, key->bytes);
+	if (slot != NS_NONE) {
+		ret->reason = WHY_PRESENT;
+		ret->ago_ns = 0;
+		ret->missing_parent = sn->ns.records[slot].parent != 0 && block_parent(&sn->ns, slot) == NS_NONE;
+	}
+	return 0;
+}
+
+/* ---- flush and drop ---- */
+
+static void flush_ns(struct store *store, struct store_ns *sn, uint32_t *dropped, uint32_t *kept)
+{
+	struct ns *ns = &sn->ns;
+
+	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
+		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
+			uint32_t slot = (r << ns->geo.shift) + i;
+
+			if (ns_slot_state(ns, slot) != SHM_REGISTERED)
+				continue;
+			if (space_condemn(store, ns, slot) < 0)
+				(*kept)++;
+			if (store->n_victims == REPORT_BATCH)
+				*dropped += space_settle(store, 0, WHY_FLUSHED, kept);
+		}
+	}
+	*dropped += space_settle(store, 0, WHY_FLUSHED, kept);
+}
+
+int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, uint32_t *ret_kept)
+{
+	bool found = name == NULL;
+
+	thread_assert(THREAD_LOOP);
+	*ret_dropped = *ret_kept = 0;
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		if (name && strcmp(name, sn->desc.name) != 0)
+			continue;
+		found = true;
+		flush_ns(store, sn, ret_dropped, ret_kept);
+	}
+	return found ? 0 : STORE_E_NOENT;
+}
+
+int store_drop(struct store *store, const char *name, const uint8_t *keys, uint32_t key_bytes, uint32_t n,
+	       uint32_t *ret_dropped, uint32_t *ret_kept)
+{
+	struct store_ns *sn = store_find(store, name);
+
+	thread_assert(THREAD_LOOP);
+	if (!sn)
+		return STORE_E_NOENT;
+	if (key_bytes != sn->desc.key_bytes)
+		return STORE_E_INVAL;
+	*ret_dropped = *ret_kept = 0;
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t slot = block_find(&sn->ns, keys + (size_t)i * key_bytes);
+
+		if (slot == NS_NONE)
+			continue;
+		if (space_condemn(store, &sn->ns, slot) < 0)
+			(*ret_kept)++;
+		*ret_dropped += space_settle(store, 0, WHY_FLUSHED, ret_kept);
+	}
+	return 0;
+}
+
+int store_remove(struct store *store, const char *name, uint32_t *ret_dropped)
+{
+	struct store_ns *sn = store_find(store, name);
+	uint32_t kept = 0;
+
+	thread_assert(THREAD_LOOP);
+	if (!sn)
+		return STORE_E_NOENT;
+	if (sn->ns.n_holders || sn->zombies)
+		return STORE_E_LIMIT;
+	*ret_dropped = 0;
+	flush_ns(store, sn, ret_dropped, &kept);
+	assert(kept == 0);
+	store_ns_free(sn);
+	return 0;
+}
+
+/* ---- gauges and the check ---- */
+
+void store_metrics(const struct store *store)
+{
+	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, resident = 0, bytes = 0, leases = 0, pins = 0;
+
+	list_for_each(it, &store->namespaces) {
+		const struct store_ns *sn = store_ns_at(it);
+
+		slots += sn->ns.n_slots;
+		free_slots += sn->ns.n_free;
+		used += sn->ns.n_used + sn->ns.n_partial;
+		quarantined += sn->ns.n_quarantined;
+		resident += sn->ns.n_used;
+		bytes += sn->used_bytes;
+		list_for_each(hit, &sn->ns.holders) {
+			const struct holder *h = container_of(hit, struct holder, in_ns);
+
+			leases += h->n_leases;
+			pins += h->own_total + lease_claimed_pins(h);
+		}
+	}
+	metrics_set(METRIC_g2_slots, slots);
+	metrics_set(METRIC_g2_slots_free, free_slots);
+	metrics_set(METRIC_g2_slots_used, used);
+	metrics_set(METRIC_g2_slots_quarantined, quarantined);
+	metrics_set(METRIC_blocks_resident, resident);
+	metrics_set(METRIC_g2_bytes, bytes);
+	metrics_set(METRIC_leases, leases);
+	metrics_set(METRIC_pins, pins);
+	metrics_set(METRIC_namespaces, store->n_namespaces);
+}
+
+struct check_counts {
+	uint32_t by_state[4], order, parked, grace;
+	uint64_t children, parented;
+};
+
+static void check_slot(const struct ns *ns, uint32_t slot, struct check_counts *c)
+{
+	const struct block *b = &ns->blocks[slot];
+	uint8_t state = ns_slot_state(ns, slot);
+
+	assert(state <= SHM_QUARANTINE);
+	c->by_state[state]++;
+	if (state != SHM_REGISTERED) {
+		assert(b->heat.where == HEAT_NOWHERE);
+		return;
+	}
+	assert(block_find(ns, ns->records[slot].key) == slot);
+	assert(b->heat.where != HEAT_NOWHERE); /* or it could never be dropped */
+	assert(b->heat.where != HEAT_PARKED || b->children > 0);
+	c->order += b->heat.where == HEAT_ORDER;
+	c->parked += b->heat.where == HEAT_PARKED;
+	c->grace += b->heat.where == HEAT_GRACE;
+	c->children += b->children;
+	c->parented += block_parent(ns, slot) != NS_NONE;
+}
+
+static void check_partials(const struct ns *ns)
+{
+	uint32_t n = 0;
+	uint64_t last = 0;
+
+	list_for_each(it, &ns->partials) {
+		const struct partial *p = container_of(it, struct partial, by_deadline);
+
+		assert(!p->aborted && p->deadline_ns >= last && lease_partial(ns, p->slot) == p);
+		assert(ns_slot_state(ns, p->slot) == SHM_PARTIAL);
+		last = p->deadline_ns;
+		n++;
+	}
+	assert(n == ns->n_partial);
+}
+
+static void check_ns(const struct store_ns *sn)
+{
+	const struct ns *ns = &sn->ns;
+	struct check_counts c = { 0 };
+	uint64_t bytes = 0;
+	uint32_t free_slots = 0, n_slots = 0;
+
+	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
+		const struct ns_region *region = &ns->regions[r];
+		uint32_t before = c.by_state[SHM_FREE];
+
+		for (uint32_t i = 0; i < region->n_slots; i++)
+			check_slot(ns, (r << ns->geo.shift) + i, &c);
+		assert(c.by_state[SHM_FREE] - before == region->n_free && !region->draining);
+		free_slots += region->n_free;
+		n_slots += region->n_slots;
+		bytes += sn->memory[r].size;
+	}
+	assert(free_slots == ns->n_free && n_slots == ns->n_slots && bytes == sn->used_bytes);
+	assert(c.by_state[SHM_PARTIAL] == ns->n_partial && c.by_state[SHM_REGISTERED] == ns->n_used);
+	assert(c.by_state[SHM_QUARANTINE] == ns->n_quarantined);
+	assert(ns->n_free + ns->n_used + ns->n_partial + ns->n_quarantined == ns->n_slots);
+	assert(ns->index.used == ns->n_used);
+	assert(c.order == ns->heat.in_order && c.parked == ns->heat.parked && c.grace == ns->heat.grace_live);
+	assert(c.children == c.parented);
+	assert(ns->counts.stored == ns->n_used + ns->counts.dropped + ns->counts.deduplicated);
+	assert(ns->counts.looked_up == ns->counts.hits + ns->counts.misses);
+	assert(sn->used_bytes <= sn->max_bytes);
+	check_partials(ns);
+}
+
+void store_check(struct store *store)
+{
+	struct tier *host = store->config.host;
+	struct tier_stat stat;
+	uint64_t used = 0;
+
+	assert(store->n_victims == 0 && store->n_plan == 0);
+	list_for_each(it, &store->namespaces) {
+		check_ns(store_ns_at(it));
+		used += store_ns_at(it)->used_bytes;
+	}
+	host->ops->stat(host, &stat);
+	assert(stat.used_bytes == used && used <= stat.size_bytes);
+}
