@@ -32,7 +32,7 @@ int store_new(const struct store_config *config, struct store **ret_store)
 	return 0;
 }
 
-static void store_ns_free(struct store_ns *sn)
+void store_ns_free(struct store_ns *sn)
 {
 	struct store *store = sn->store;
 	struct tier *host = store->config.host;

@@ -66,6 +66,8 @@ static inline struct store_ns *store_ns_at(struct list *it)
 }
 
 struct store_ns *store_find(struct store *store, const char *name);
+/* Nobody is attached to it. */
+void store_ns_free(struct store_ns *sn);
 
 /* At least @n free slots in @sn, or STORE_E_NOSPACE and nothing was dropped (or -errno). *ret_dropped counts. */
 int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *ret_dropped);
