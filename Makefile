@@ -209,6 +209,7 @@ install: all ## into $(DESTDIR)$(prefix)
 	$(if $(wildcard systemd/*.service),install -d $(DESTDIR)$(unitdir))
 	$(foreach unit,$(wildcard systemd/*.service systemd/*.socket),sed 's|@bindir@|$(bindir)|; s|/usr/bin/kvbm|$(bindir)/kvbm|' \
 		$(unit) >$(DESTDIR)$(unitdir)/$(notdir $(unit)) &&) true
+	$(if $(wildcard systemd/*.sysusers),install -D -m 644 systemd/kvbmd.sysusers $(DESTDIR)$(prefix)/lib/sysusers.d/kvbmd.conf)
 	$(foreach page,$(wildcard packaging/man/*.[1-9]),install -D -m 644 $(page) \
 		$(DESTDIR)$(mandir)/man$(subst .,,$(suffix $(page)))/$(notdir $(page)) &&) true
 	install -D -m 644 LICENSE $(DESTDIR)$(docdir)/LICENSE
