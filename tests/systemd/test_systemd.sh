@@ -43,7 +43,11 @@ enter()
 	base=$(mktemp -d "$build/systemd.XXXXXX") || skip "cannot write to $build"
 	timeout -k 5 $bound unshare --mount --propagation private "$0" --inside "$base"
 	rc=$?
-	[ $rc -eq 124 ] || [ $rc -eq 137 ] && echo "not ok - ended after $bound seconds"
+	if [ $rc -eq 124 ] || [ $rc -eq 137 ]; then
+		echo "not ok - ended after $bound seconds"
+		echo "0 passed, 1 failed, 0 skipped"
+		rc=1
+	fi
 	# The mounts went with the namespace; if the script was killed, its cgroup is still there.
 	unshare --mount --propagation private "$0" --sweep "$base"
 	rmdir "$base"

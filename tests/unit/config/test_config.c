@@ -449,28 +449,65 @@ START_TEST(print_reads_back)
 }
 END_TEST
 
-START_TEST(sample_is_the_committed_file)
+/* The caller frees. */
+static char *source_file(const char *name)
 {
-	char *sample = printed(write_sample, NULL), *committed = calloc(1, 65536), path[4096];
+	char *text = calloc(1, 65536), path[4096];
 	const char *root = getenv("KVBM_SOURCE");
 	FILE *f;
 
+	snprintf(path, sizeof(path), "%s/%s", root ? root : ".", name);
+	f = fopen(path, "r");
+	ck_assert_msg(f != NULL, "%s", path);
+	ck_assert_uint_lt(fread(text, 1, 65535, f), 65535);
+	fclose(f);
+	return text;
+}
+
+START_TEST(sample_is_the_committed_file)
+{
+	char *sample = printed(write_sample, NULL), *committed;
+	FILE *f;
+
 	accepts(sample); /* all defaults */
-	snprintf(path, sizeof(path), "%s/conf/kvbmd.conf", root ? root : ".");
 	if (getenv("KVBM_WRITE_SAMPLE")) {
-		f = fopen(path, "w");
+		f = fopen("conf/kvbmd.conf", "w");
 		ck_assert_ptr_nonnull(f);
 		fputs(sample, f);
 		fclose(f);
 	}
-	f = fopen(path, "r");
-	ck_assert_msg(f != NULL, "%s", path);
-	ck_assert_uint_lt(fread(committed, 1, 65535, f), 65535);
-	fclose(f);
-	/* KVBM_WRITE_SAMPLE=1 in the environment of this test mends it. */
-	ck_assert_msg(strcmp(sample, committed) == 0, "%s is not what config_write_sample() writes", path);
+	committed = source_file("conf/kvbmd.conf");
+	/* KVBM_WRITE_SAMPLE=1 in the environment of this test, run at the top of the tree, mends it. */
+	ck_assert_msg(strcmp(sample, committed) == 0, "conf/kvbmd.conf is not what config_write_sample() writes");
 	free(sample);
 	free(committed);
+}
+END_TEST
+
+/* Each key has its place there, with the default that it has. */
+START_TEST(manual_has_every_key)
+{
+	char *sample = printed(write_sample, NULL), *manual = source_file("packaging/man/kvbmd.conf.5"), text[256], *at;
+
+	for (char *p = sample; (p = strstr(p, "\n#"));) {
+		size_t name, value;
+
+		p += 2;
+		name = strcspn(p, " \n");
+		value = strcspn(p, "\n") - name;
+		if (name == 0 || *p == '[')
+			continue;
+		snprintf(text, sizeof(text), "\n.B %.*s\n", (int)name, p);
+		at = strstr(manual, text);
+		ck_assert_msg(at != NULL, "no '%s' in kvbmd.conf(5)", text + 1);
+		snprintf(text, sizeof(text), "\nDefault: %.*s", value > 3 ? (int)value - 3 : 5,
+		         value > 3 ? p + name + 3 : "empty");
+		at = strstr(at, "\nDefault: ");
+		ck_assert_msg(at && strncmp(at, text, strlen(text)) == 0 && strchr(".,", at[strlen(text)]),
+		              "%.*s: not '%s'", (int)name, p, text + 1);
+	}
+	free(sample);
+	free(manual);
 }
 END_TEST
 
@@ -522,6 +559,7 @@ int main(void)
 	tcase_add_test(tc, reload);
 	tcase_add_test(tc, print_reads_back);
 	tcase_add_test(tc, sample_is_the_committed_file);
+	tcase_add_test(tc, manual_has_every_key);
 	tcase_add_test(tc, sample_values_are_the_defaults);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
