@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The host tier: who has how much of the budget, and memory prepared ahead.
  *
- * Owns: all regions and objects, the jobs that touch them.
- * Invariants: used_bytes + prepared_bytes <= size_bytes.  A region that a worker is touching is neither unmapped nor freed.
- * Deliberately not here: how a memfd is made (region.c), which node is whose (nodes.c), what regions are for.
+ * Owns: all regions and objects.
+ * Invariant: used_bytes + prepared_bytes <= size_bytes.
+ * Deliberately not here: how a memfd is made (region.c), what is done in the background (host_work.c), which node is whose
+ * (nodes.c), what regions are for.
  *
  * Life of a region
  *   PREPARED  made ahead; on the list of prepared ones; charged to prepared_bytes
  *   OUT       given out by region_make(); charged to used_bytes
- *   DYING     dropped while workers touch it: its pages are given back at once, and once more, with its mapping, when the
- *             last job is done.  Not charged: for the milliseconds until then the system may see up to 2 MiB a job more.
+ *   DYING     dropped; its pages are given back in this call, or by a worker if that takes long or workers are touching it.
+ *             Not charged; but until it is gone nothing is touched or made ahead.
  *
  * (none) -> PREPARED  host_fill        PREPARED -> OUT    region_make, of the same size
  * (none) -> OUT       region_make      OUT, PREPARED -> DYING or gone  region_drop; room for another size; host_close
@@ -17,79 +18,19 @@
 #include "tier/host.h"
 
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/assert.h"
 #include "base/cleanup.h"
 #include "base/error.h"
-#include "base/list.h"
 #include "base/log.h"
 #include "base/size.h"
 #include "base/thread.h"
-#include "loop/loop.h"
-#include "loop/worker.h"
-#include "tier/nodes.h"
-#include "tier/region.h"
+#include "tier/host_work.h"
 
 #define HOST_REGION_MAX (UINT64_C(1) << 30)
 #define HOST_REGIONS_AUTO 64
-#define HOST_PREPARED_MAX 256u          /* each is a descriptor */
-#define HOST_TOUCHES 16u                /* jobs at a time */
-#define HOST_CHUNK (UINT64_C(64) << 20) /* of one job */
-#define HOST_RETRY_NS UINT64_C(100000000)
-
-enum host_state { HOST_PREPARED = 0, HOST_OUT, HOST_DYING };
-
-struct host_region {
-	struct list link; /* on the list of its state */
-	struct list todo; /* on host->todo while parts of it were handed to nobody */
-	struct region region;
-	enum host_state state;
-	uint64_t next;      /* from here on it was handed to nobody */
-	uint64_t populated; /* bytes touched, of this pass */
-	uint32_t busy;      /* jobs */
-	uint32_t pass;      /* a second one moves what was touched before it had lanes */
-	struct nodes_map map;
-	atomic_bool stop; /* any thread: no more of it */
-};
-
-/* One job: touch a part of a region. */
-struct host_touch {
-	struct job job;
-	struct host *host;          /* borrows */
-	struct host_region *region; /* borrows; NULL: idle */
-	struct nodes_map map;
-	uint64_t offset, size, done;
-	uint32_t pass;
-	int r;
-};
-
-struct host {
-	struct tier tier; /* first */
-	struct loop *loop;
-	struct worker_pool *workers;
-	struct nodes nodes;
-	enum region_pages pages, object_pages;
-	bool may_fall_back, huge_wanted;
-	char note[256];
-
-	uint64_t size_bytes, used_bytes, prepared_bytes, region_size, populated_bytes;
-	uint32_t n_out, n_prepared, n_objects;
-	struct list prepared, out, dying; /* owns struct host_region */
-	struct list todo;                 /* borrows; those given out first */
-
-	struct host_touch touches[HOST_TOUCHES];
-	uint32_t n_busy; /* touches */
-	struct loop_deferred fill;
-	struct loop_timer retry;
-	bool closing;
-	void (*closed)(void *arg);
-	void *closed_arg;
-};
-
-static void host_kick(struct host *h);
 
 static struct host *host_of(struct tier *t)
 {
@@ -132,6 +73,7 @@ static int host_region_new(struct host *h, uint64_t size, struct host_region **r
 	}
 	list_init(&hr->link);
 	list_init(&hr->todo);
+	hr->host = h;
 	atomic_init(&hr->stop, false);
 	hr->map = (struct nodes_map){
 		.base = hr->region.base,
@@ -145,38 +87,12 @@ static int host_region_new(struct host *h, uint64_t size, struct host_region **r
 	return 0;
 }
 
-static void host_region_free(struct host_region *hr)
-{
-	assert(hr->busy == 0);
-	list_del(&hr->link);
-	list_del(&hr->todo);
-	region_close(&hr->region);
-	free(hr);
-}
-
-/* Its charge was taken off. */
-static void host_region_end(struct host *h, struct host_region *hr)
-{
-	list_del(&hr->link);
-	list_del(&hr->todo);
-	h->populated_bytes -= hr->populated;
-	hr->populated = 0;
-	atomic_store(&hr->stop, true);
-	region_punch(&hr->region);
-	if (hr->busy == 0) {
-		host_region_free(hr);
-		return;
-	}
-	hr->state = HOST_DYING;
-	list_add_tail(&h->dying, &hr->link);
-}
-
 static void host_prepared_end(struct host *h, struct host_region *hr)
 {
 	assert(hr->state == HOST_PREPARED && h->n_prepared > 0 && h->prepared_bytes >= hr->region.size);
 	h->prepared_bytes -= hr->region.size;
 	h->n_prepared--;
-	host_region_end(h, hr);
+	host_work_end(h, hr);
 }
 
 /* The one whose loss costs least: it has been touched least. */
@@ -195,16 +111,16 @@ static bool host_prepared_drop_one(struct host *h)
 	return worst;
 }
 
-/* Makes regions ahead until the budget is covered. */
+/* Makes regions ahead until the budget is covered; not before dropped memory was given back. */
 static void host_fill(struct host *h)
 {
-	while (h->workers && !h->closing && h->n_prepared < HOST_PREPARED_MAX) {
+	while (h->workers && !h->closing && list_empty(&h->dying) && h->n_prepared < HOST_PREPARED_MAX) {
 		uint64_t size = h->size_bytes - h->used_bytes - h->prepared_bytes;
 		struct host_region *hr;
 
 		size = size < h->region_size ? size : h->region_size;
 		if (size == 0 || host_region_new(h, size, &hr) != 0)
-			return; /* refused: tried again at the next drop */
+			return; /* refused: tried again after the next drop */
 		hr->state = HOST_PREPARED;
 		list_add_tail(&h->prepared, &hr->link);
 		h->prepared_bytes += size;
@@ -217,125 +133,7 @@ static void host_on_fill(struct loop_deferred *d)
 	struct host *h = container_of(d, struct host, fill);
 
 	host_fill(h);
-	host_kick(h);
-}
-
-/* ---- touching ---- */
-
-static void touch_run(struct job *job)
-{
-	struct host_touch *t = container_of(job, struct host_touch, job);
-
-	/* In small steps, because the kernel holds off whoever wants to map something meanwhile. */
-	while (t->r == 0 && t->done < t->size && !atomic_load(&t->region->stop)) {
-		uint64_t offset = t->offset + t->done, left = t->size - t->done;
-		uint64_t n = left < REGION_GRAIN ? left : REGION_GRAIN;
-
-		if (t->pass > 0)
-			nodes_bind(&t->host->nodes, &t->map, offset, n, true);
-		t->r = region_populate(t->map.base + offset, n);
-		if (t->r == 0)
-			t->done += n;
-	}
-	/* Of one that was dropped meanwhile, huge pages may have gone to others already. */
-	if (t->r < 0 && !atomic_load(&t->region->stop))
-		(void)error_origin(t->r);
-}
-
-static void host_on_retry_closed(struct loop_timer *timer)
-{
-	struct host *h = container_of(timer, struct host, retry);
-	void (*closed)(void *arg) = h->closed;
-	void *arg = h->closed_arg;
-
-	free(h);
-	if (closed)
-		closed(arg);
-}
-
-static void host_close_if_quiet(struct host *h)
-{
-	if (!h->closing || h->n_busy > 0)
-		return;
-	assert(list_empty(&h->dying) && list_empty(&h->todo) && h->populated_bytes == 0);
-	loop_deferred_cancel(&h->fill);
-	loop_timer_close(&h->retry, host_on_retry_closed);
-}
-
-static void touch_done(struct job *job)
-{
-	struct host_touch *t = container_of(job, struct host_touch, job);
-	struct host_region *hr = t->region;
-	struct host *h = t->host;
-
-	assert(hr && hr->busy > 0 && h->n_busy > 0);
-	t->region = NULL;
-	h->n_busy--;
-	hr->busy--;
-	if (hr->state == HOST_DYING) {
-		if (hr->busy == 0) {
-			region_punch(&hr->region); /* what was touched since the first time; clients may map it */
-			host_region_free(hr);
-		}
-	} else {
-		if (t->pass == hr->pass) {
-			hr->populated += t->done;
-			h->populated_bytes += t->done;
-		}
-		if (t->r < 0)
-			list_del(&hr->todo); /* a page the machine cannot give: leave the rest to who uses it */
-	}
-	host_kick(h);
-	host_close_if_quiet(h);
-}
-
-static void host_on_retry(struct loop_timer *timer)
-{
-	host_kick(container_of(timer, struct host, retry));
-}
-
-static struct host_touch *host_idle_touch(struct host *h)
-{
-	for (uint32_t i = 0; i < HOST_TOUCHES; i++)
-		if (!h->touches[i].region)
-			return &h->touches[i];
-	return NULL;
-}
-
-/* Hands out work while there is some and somebody to do it. */
-static void host_kick(struct host *h)
-{
-	struct host_touch *t;
-
-	while (!h->closing && !list_empty(&h->todo) && (t = host_idle_touch(h))) {
-		struct host_region *hr = container_of(list_first(&h->todo), struct host_region, todo);
-		uint64_t left = hr->region.size - hr->next;
-		int r;
-
-		assert(left > 0 && hr->state != HOST_DYING);
-		*t = (struct host_touch){
-			.job = { .run = touch_run, .done = touch_done },
-			.host = h,
-			.map = hr->map,
-			.offset = hr->next,
-			.size = left < HOST_CHUNK ? left : HOST_CHUNK,
-			.pass = hr->pass,
-		};
-		t->region = hr;
-		r = worker_submit(h->workers, &t->job);
-		if (r != 0) {
-			t->region = NULL;
-			/* Full of the work of others: a job of ours that is done comes back here, else the timer. */
-			if (r == WORKER_E_FULL && h->n_busy == 0)
-				loop_timer_start(&h->retry, HOST_RETRY_NS, 0, host_on_retry);
-			return;
-		}
-		hr->busy++;
-		h->n_busy++;
-		hr->next += t->size;
-		if (hr->next == hr->region.size)
-			list_del(&hr->todo);
-	}
+	host_work_kick(h);
 }
 
 /* ---- the face: regions ---- */
@@ -446,7 +244,7 @@ static int host_region_make(struct tier *t, uint64_t size, uint64_t min_size, ui
 		list_del(&hr->todo);
 		list_add_head(&h->todo, &hr->todo);
 	}
-	host_kick(h);
+	host_work_kick(h);
 	*ret_region = (struct tier_region){
 		.base = hr->region.base,
 		.size = size,
@@ -467,7 +265,7 @@ static void host_region_drop(struct tier *t, struct tier_region *region)
 	assert(hr && hr->state == HOST_OUT && h->n_out > 0 && h->used_bytes >= hr->region.size);
 	h->used_bytes -= hr->region.size;
 	h->n_out--;
-	host_region_end(h, hr);
+	host_work_end(h, hr);
 	*region = (struct tier_region){ .fd = -1, .ro_fd = -1 };
 	/* Not at once: room is often made for a region of another size, in this very turn. */
 	if (h->loop && !h->closing)
@@ -541,6 +339,29 @@ static const struct tier_ops host_ops = {
 };
 
 /* ---- start and end ---- */
+
+static void host_on_retry_closed(struct loop_timer *timer)
+{
+	struct host *h = container_of(timer, struct host, retry);
+	void (*closed)(void *arg) = h->closed;
+	void *arg = h->closed_arg;
+
+	free(h);
+	if (closed)
+		closed(arg);
+}
+
+void host_on_quiet(struct host *h)
+{
+	if (!h->closing) {
+		host_fill(h);
+		host_work_kick(h);
+		return;
+	}
+	assert(list_empty(&h->todo) && h->populated_bytes == 0);
+	loop_deferred_cancel(&h->fill);
+	loop_timer_close(&h->retry, host_on_retry_closed);
+}
 
 /* Which pages, and the one line about it. */
 static int host_choose_pages(struct host *h, enum host_huge wish)
@@ -632,13 +453,14 @@ int host_new(const struct host_config *config, struct tier **ret_tier)
 	host_fill(h);
 	if (!h->may_fall_back && h->workers && h->n_prepared < HOST_PREPARED_MAX && h->prepared_bytes < h->size_bytes) {
 		log_error("g2.huge_pages is \"require\", but others took the huge pages meanwhile");
+		h->workers = NULL; /* they have not been asked for anything */
 		host_prepared_drop_all(h);
 		return HOST_E_HUGE;
 	}
 	if (h->loop) {
 		loop_deferred_init(&h->fill);
 		loop_timer_init(h->loop, &h->retry);
-		host_kick(h);
+		host_work_kick(h);
 	}
 	*ret_tier = &h->tier;
 	steal(&h);
@@ -655,7 +477,8 @@ void host_close(struct tier *t, void (*closed)(void *arg), void *arg)
 	h->closed = closed;
 	h->closed_arg = arg;
 	host_prepared_drop_all(h);
-	host_close_if_quiet(h);
+	if (host_work_is_quiet(h))
+		host_on_quiet(h);
 }
 
 struct tier *host_free(struct tier *t)

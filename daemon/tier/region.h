@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* region.h: one range of shared memory as a sealed memfd, on the pages that were asked for.
  *
- * Loop thread, except region_populate().  The struct is the caller's and owns its descriptors and its mapping.
+ * Loop thread, except region_populate() and region_punch().  The struct is the caller's and owns its descriptors and its mapping.
  */
 #ifndef TIER_REGION_H
 #define TIER_REGION_H
@@ -52,8 +52,8 @@ int region_open_ro(struct region *region);
  * Returns 0 or -errno, which is not logged here. */
 int region_populate(void *base, uint64_t size);
 
-/* Gives the pages back to the system, whoever maps them; what is read there afterwards are zeros.  Takes the kernel some
- * tens of milliseconds for a gigabyte of small pages. */
+/* Any thread.  Gives the pages back to the system, whoever maps them; what is read there afterwards are zeros.  Takes the
+ * kernel a quarter of a second for a gigabyte of small pages. */
 void region_punch(struct region *region);
 
 /* Bytes the system has given to it now. */

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -223,25 +224,32 @@ START_TEST(other_sizes_take_the_place_of_prepared_ones)
 }
 END_TEST
 
-START_TEST(drop_gives_memory_back_although_a_client_maps_it)
+static void drop_gives_back(uint64_t size)
 {
 	struct tier_region r;
 	unsigned char *client;
 	int fd;
 
-	tier_open(8 * MIB, 8 * MIB);
-	r = make(8 * MIB, 8 * MIB);
-	memset(r.base, 9, r.size);
+	tier_open(size, size);
+	r = make(size, size);
+	memset(r.base, 9, size);
 	fd = dup(r.ro_fd);
-	client = mmap(NULL, r.size, PROT_READ, MAP_SHARED, fd, 0);
+	client = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
 	ck_assert_ptr_ne(client, MAP_FAILED);
 	ck_assert_uint_eq(client[5 * MIB], 9);
 	t->ops->region_drop(t, &r);
-	wait_populated(8 * MIB); /* its successor; so the jobs on the dropped one are done */
+	wait_populated(size); /* its successor, which is not touched before */
 	ck_assert_uint_eq(resident(fd), 0);
 	ck_assert_uint_eq(client[5 * MIB], 0);
-	munmap(client, 8 * MIB);
+	munmap(client, size);
 	close(fd);
+	tier_close();
+}
+
+START_TEST(drop_gives_memory_back_although_a_client_maps_it)
+{
+	drop_gives_back(8 * MIB);  /* on the loop */
+	drop_gives_back(64 * MIB); /* by a worker */
 }
 END_TEST
 
@@ -261,6 +269,28 @@ START_TEST(drop_while_being_touched)
 			loop_turn(loop, false);
 	}
 	wait_populated(64 * MIB);
+}
+END_TEST
+
+/* Big enough that workers give the pages back, too. */
+START_TEST(big_ones_come_and_go)
+{
+	struct tier_region r[4];
+
+	tier_open(160 * MIB, 40 * MIB);
+	for (unsigned round = 0; round < 12; round++) {
+		for (unsigned i = 0; i < 4; i++)
+			r[i] = make(round % 3 == 2 ? 30 * MIB : 40 * MIB, round % 3 == 2 ? 30 * MIB : 40 * MIB);
+		for (unsigned i = 0; i < round % 4; i++)
+			loop_turn(loop, true);
+		for (unsigned i = 0; i < 4; i++)
+			t->ops->region_drop(t, &r[i]);
+		if (round % 2 == 0)
+			loop_turn(loop, true);
+	}
+	wait_populated(160 * MIB);
+	r[0] = make(40 * MIB, 40 * MIB);
+	t->ops->region_drop(t, &r[0]);
 }
 END_TEST
 
@@ -328,12 +358,18 @@ START_TEST(workers_that_are_busy_are_asked_again)
 {
 	struct worker_pool *narrow;
 	struct worker_pool *wide = pool;
+	struct tier_region a, b;
 	bool closed = false;
 
 	ck_assert_int_eq(worker_pool_new(mailbox, 1, 1, &narrow), 0);
 	pool = narrow;
-	tier_open(64 * MIB, 4 * MIB);
+	tier_open(64 * MIB, 32 * MIB);
 	pool = wide;
+	a = make(32 * MIB, 32 * MIB);
+	b = make(32 * MIB, 32 * MIB);
+	wait_populated(64 * MIB);
+	t->ops->region_drop(t, &a);
+	t->ops->region_drop(t, &b);
 	wait_populated(64 * MIB);
 	tier_close();
 	worker_pool_close(narrow, on_closed, &closed);
@@ -407,6 +443,41 @@ START_TEST(works_without_a_loop)
 }
 END_TEST
 
+/* With k descriptors left, for each k: all or nothing. */
+START_TEST(every_descriptor_can_be_the_last)
+{
+	struct host_config config = { .size = 8 * MIB, .huge = HOST_HUGE_NEVER };
+	struct rlimit before, limit;
+	struct tier_region r;
+	struct tier_object o;
+	struct tier *bare;
+	int lowest, n = 0;
+
+	ck_assert_int_eq(host_new(&config, &bare), 0);
+	ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+	lowest = dup(0);
+	close(lowest);
+	for (int k = 0; k <= 2; k++) {
+		limit = before;
+		limit.rlim_cur = (rlim_t)(lowest + k);
+		ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		if (bare->ops->region_make(bare, 4 * MIB, 1, 1, 4 * MIB, &r) == 0) {
+			bare->ops->region_drop(bare, &r);
+			n++;
+		}
+		ck_assert_uint_eq(bare->ops->room(bare), 8 * MIB);
+		if (bare->ops->object_make(bare, "kvbmd-index", MIB, false, &o) == 0) {
+			bare->ops->object_drop(bare, &o);
+			n++;
+		}
+		ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+		ck_assert_uint_eq(count_maps(), 0);
+	}
+	ck_assert_int_eq(n, 2); /* both need two */
+	ck_assert_ptr_eq(host_free(bare), NULL);
+}
+END_TEST
+
 START_TEST(closing_with_a_region_out_aborts)
 {
 	tier_open(4 * MIB, 0);
@@ -430,6 +501,7 @@ int main(void)
 	tcase_add_test(tc, other_sizes_take_the_place_of_prepared_ones);
 	tcase_add_test(tc, drop_gives_memory_back_although_a_client_maps_it);
 	tcase_add_test(tc, drop_while_being_touched);
+	tcase_add_test(tc, big_ones_come_and_go);
 	tcase_add_test(tc, close_while_being_touched);
 	tcase_add_test(tc, touching_does_not_write);
 	tcase_add_test(tc, lanes_may_be_any);
@@ -439,6 +511,7 @@ int main(void)
 	tcase_add_test(tc, state_is_told);
 	tcase_add_test(tc, impossible_wishes_are_refused);
 	tcase_add_test(tc, works_without_a_loop);
+	tcase_add_test(tc, every_descriptor_can_be_the_last);
 	tcase_add_test_raise_signal(tc, closing_with_a_region_out_aborts, SIGABRT);
 	suite_add_tcase(s, tc);
 	srunner_run_all(sr, CK_ENV);
