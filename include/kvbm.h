@@ -27,23 +27,23 @@ extern "C" {
 #define KVBM_MAX_LANES 64u
 
 enum kvbm_error {
-	KVBM_E_INVAL = 1,  /* an argument is wrong; kvbm_error() says which */
-	KVBM_E_VERSION,    /* daemon and library do not speak the same major version */
-	KVBM_E_PERM,       /* this uid may not do that */
-	KVBM_E_NOENT,      /* no such namespace or block */
-	KVBM_E_MISMATCH,   /* namespace exists with another fingerprint (both are in kvbm_error()) */
-	KVBM_E_LIMIT,      /* a limit of this session or uid */
-	KVBM_E_NOSPACE,    /* not enough free and droppable slots; nothing was dropped */
-	KVBM_E_BUSY,       /* not now, worth asking again */
-	KVBM_E_STALE,      /* the slot is no longer the caller's: deadline passed, aborted, or another generation */
-	KVBM_E_NOTHELD,    /* released something that is not held; nothing changed */
-	KVBM_E_TIMEOUT,    /* the deadline passed; the request may still take effect */
-	KVBM_E_GONE,       /* the daemon went away; the next call tries to attach again by itself */
-	KVBM_E_PROTO,      /* the peer broke the protocol; the connection was closed */
-	KVBM_E_INTERNAL,   /* a fault inside the daemon; its log says more */
+	KVBM_E_INVAL = 1, /* an argument is wrong; kvbm_error() says which */
+	KVBM_E_VERSION,   /* daemon and library do not speak the same major version */
+	KVBM_E_PERM,      /* this uid may not do that */
+	KVBM_E_NOENT,     /* no such namespace or block */
+	KVBM_E_MISMATCH,  /* namespace exists with another fingerprint (both are in kvbm_error()) */
+	KVBM_E_LIMIT,     /* a limit of this session or uid */
+	KVBM_E_NOSPACE,   /* not enough free and droppable slots; nothing was dropped */
+	KVBM_E_BUSY,      /* not now, worth asking again */
+	KVBM_E_STALE,     /* the slot is no longer the caller's: deadline passed, aborted, or another generation */
+	KVBM_E_NOTHELD,   /* released something that is not held; nothing changed */
+	KVBM_E_TIMEOUT,   /* the deadline passed; the request may still take effect */
+	KVBM_E_GONE,      /* the daemon went away; the next call tries to attach again by itself */
+	KVBM_E_PROTO,     /* the peer broke the protocol; the connection was closed */
+	KVBM_E_INTERNAL,  /* a fault inside the daemon; its log says more */
 	KVBM_E_NOMEM,
-	KVBM_E_FORKED,     /* this handle belongs to the parent process */
-	KVBM_E_SYS,        /* a system call failed in the library; errno is set */
+	KVBM_E_FORKED, /* this handle belongs to the parent process */
+	KVBM_E_SYS,    /* a system call failed in the library; errno is set */
 	KVBM_E_MAX
 };
 
@@ -58,20 +58,20 @@ enum kvbm_dtype {
 };
 
 enum kvbm_layout {
-	KVBM_LAYOUT_DEFAULT = 0, /* as KVBM_LAYOUT_FULLY_CONTIGUOUS */
-	KVBM_LAYOUT_FULLY_CONTIGUOUS,         /* [block][layer][outer][page][inner] */
-	KVBM_LAYOUT_LAYER_SEPARATE_OUTER,     /* layer -> [outer][block][page][inner] in the engine */
-	KVBM_LAYOUT_LAYER_SEPARATE_BLOCK,     /* layer -> [block][outer][page][inner] in the engine */
+	KVBM_LAYOUT_DEFAULT = 0,          /* as KVBM_LAYOUT_FULLY_CONTIGUOUS */
+	KVBM_LAYOUT_FULLY_CONTIGUOUS,     /* [block][layer][outer][page][inner] */
+	KVBM_LAYOUT_LAYER_SEPARATE_OUTER, /* layer -> [outer][block][page][inner] in the engine */
+	KVBM_LAYOUT_LAYER_SEPARATE_BLOCK, /* layer -> [block][outer][page][inner] in the engine */
 };
 
 struct kvbm;    /* a session with the daemon */
 struct kvbm_ns; /* an attached namespace of that session; freed with it */
 
 struct kvbm_options {
-	const char *socket;  /* NULL: $KVBM_SOCKET, $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR or /run/kvbmd, + "/kvbmd.sock" */
-	const char *name;    /* shown by kvbmctl clients; NULL: the program's name */
-	int timeout_ms;      /* default deadline of a call; 0: 5000 */
-	unsigned flags;      /* KVBM_OPEN_* */
+	const char *socket; /* NULL: $KVBM_SOCKET, $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR or /run/kvbmd, + "/kvbmd.sock" */
+	const char *name;   /* shown by kvbmctl clients; NULL: the program's name */
+	int timeout_ms;     /* default deadline of a call; 0: 5000 */
+	unsigned flags;     /* KVBM_OPEN_* */
 };
 #define KVBM_OPEN_BY_SOCKET 1u /* match and release by message, not through shared memory */
 
@@ -79,32 +79,32 @@ struct kvbm_options {
  * fields agree; the same name with other fields is refused with KVBM_E_MISMATCH.
  * Slice of one lane = block_bytes, or num_layers * outer_dim * page_size * inner_dim * sizeof(dtype) bytes. */
 struct kvbm_model {
-	const char *name;       /* required, 1..63 of [A-Za-z0-9._/:-] */
-	const char *model;      /* free text that is part of the fingerprint; NULL: "" */
-	uint64_t block_bytes;   /* plain bytes of one lane's slice; 0: computed from the fields below */
+	const char *name;     /* required, 1..63 of [A-Za-z0-9._/:-] */
+	const char *model;    /* free text that is part of the fingerprint; NULL: "" */
+	uint64_t block_bytes; /* plain bytes of one lane's slice; 0: computed from the fields below */
 	uint32_t num_layers;
-	uint32_t page_size;     /* tokens a block; 0: 16 */
-	uint32_t inner_dim;     /* elements a token, layer and outer index, of one lane (heads x head size) */
-	uint32_t outer_dim;     /* 0: 2 (K and V); 1 for MLA */
+	uint32_t page_size; /* tokens a block; 0: 16 */
+	uint32_t inner_dim; /* elements a token, layer and outer index, of one lane (heads x head size) */
+	uint32_t outer_dim; /* 0: 2 (K and V); 1 for MLA */
 	enum kvbm_dtype dtype;
 	enum kvbm_layout layout;
-	uint32_t lanes;         /* tensor-parallel ranks that each write a slice; 0: 1 */
-	uint32_t key_bytes;     /* 0: 16 */
-	const char *hash_algo;  /* e.g. "sha256_cbor"; NULL: "" */
-	const char *salt;       /* tenant or hash seed; NULL: "" */
-	unsigned flags;         /* KVBM_NS_* */
+	uint32_t lanes;        /* tensor-parallel ranks that each write a slice; 0: 1 */
+	uint32_t key_bytes;    /* 0: 16 */
+	const char *hash_algo; /* e.g. "sha256_cbor"; NULL: "" */
+	const char *salt;      /* tenant or hash seed; NULL: "" */
+	unsigned flags;        /* KVBM_NS_* */
 };
-#define KVBM_NS_CONFIRM 1u   /* shared-memory look-ups also compare the whole key (one cache line more a block) */
-#define KVBM_NS_READONLY 2u  /* this session will not write: regions are mapped read-only */
+#define KVBM_NS_CONFIRM 1u  /* shared-memory look-ups also compare the whole key (one cache line more a block) */
+#define KVBM_NS_READONLY 2u /* this session will not write: regions are mapped read-only */
 
 /* Where a block's bytes are.  Valid while it is held (or reserved), and no longer. */
 struct kvbm_span {
-	uint32_t slot;       /* number of the slot in its namespace; UINT32_MAX: none */
+	uint32_t slot; /* number of the slot in its namespace; UINT32_MAX: none */
 	uint32_t generation;
-	uint32_t region;     /* serial of the region; 0: not mappable */
-	uint32_t tiers;      /* KVBM_TIER_* bits */
-	uint64_t offset;     /* of lane 0's slice in the region */
-	uint64_t length;     /* of one lane's slice */
+	uint32_t region; /* serial of the region; 0: not mappable */
+	uint32_t tiers;  /* KVBM_TIER_* bits */
+	uint64_t offset; /* of lane 0's slice in the region */
+	uint64_t length; /* of one lane's slice */
 };
 #define KVBM_TIER_G1 1u
 #define KVBM_TIER_G2 2u
@@ -122,7 +122,7 @@ void kvbm_close(struct kvbm *kvbm);
  * Errors: INVAL, MISMATCH, PERM, LIMIT (number of namespaces), NOSPACE (a block is larger than the pool), GONE. */
 int kvbm_attach(struct kvbm *kvbm, const struct kvbm_model *model, struct kvbm_ns **ret_ns);
 
-uint64_t kvbm_lane_bytes(const struct kvbm_ns *ns);   /* bytes of one lane's slice */
+uint64_t kvbm_lane_bytes(const struct kvbm_ns *ns); /* bytes of one lane's slice */
 uint32_t kvbm_ns_lanes(const struct kvbm_ns *ns);
 uint32_t kvbm_ns_key_bytes(const struct kvbm_ns *ns);
 void kvbm_fingerprint(const struct kvbm_ns *ns, uint8_t ret_fingerprint[16]);
@@ -138,7 +138,7 @@ void kvbm_fingerprint(const struct kvbm_ns *ns, uint8_t ret_fingerprint[16]);
  * Returns the number of slots reserved.  Errors: INVAL, LIMIT, NOSPACE, PERM, TIMEOUT, GONE. */
 #define KVBM_ALL_LANES UINT32_MAX
 int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n, struct kvbm_span *ret_spans,
-		 uint32_t *ret_dropped);
+                 uint32_t *ret_dropped);
 
 /* Publishes written blocks.  Block i is in spans[i] and has keys[i]; its parent is keys[i-1], that of the first @parent
  * (key_bytes; NULL: a root).  With KVBM_PARENTS @parent points to n packed parent keys instead (all zero: a root).
@@ -151,7 +151,7 @@ int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n
 #define KVBM_PARENTS 2u
 #define KVBM_NOWAIT 4u
 int kvbm_commit(struct kvbm_ns *ns, uint32_t lane, struct kvbm_span *spans, const void *keys, uint32_t n,
-		const void *parent, unsigned flags);
+                const void *parent, unsigned flags);
 
 /* Gives reserved slots back unwritten or half written.  The caller must have stopped writing (DMA included).
  * Returns the number given back.  Errors: STALE (one was not the caller's; nothing changed), GONE. */
@@ -188,13 +188,12 @@ int kvbm_ping(struct kvbm *kvbm);
 
 /* Asks the daemon for a report: @topic "status", "namespaces", "clients", "tiers", "block", "why", "metrics"; @name a
  * namespace (NULL: all), @key for block and why.  *ret_json is freed by the caller with free(). */
-int kvbm_info(struct kvbm *kvbm, const char *topic, const char *name, const void *key, uint32_t key_bytes,
-	      char **ret_json);
+int kvbm_info(struct kvbm *kvbm, const char *topic, const char *name, const void *key, uint32_t key_bytes, char **ret_json);
 
 /* Administration: @action "flush" (drop every block that is not in use), "drop" (these keys, or the whole namespace when
  * n is 0).  Returns the number of blocks dropped; *ret_kept (may be NULL) those in use.  Errors: PERM, NOENT. */
-int kvbm_admin(struct kvbm *kvbm, const char *action, const char *name, const void *keys, uint32_t key_bytes, uint32_t n,
-	       uint32_t *ret_kept);
+int kvbm_admin(struct kvbm *kvbm, const char *action, const char *name, const void *keys, uint32_t key_bytes,
+               uint32_t n, uint32_t *ret_kept);
 
 /* For a host event loop: poll kvbm_get_fd() for input and call kvbm_dispatch() when readable.  It notices a daemon that
  * went away and collects the outcomes of KVBM_NOWAIT commits.  Returns the number of replies taken. */
@@ -203,10 +202,10 @@ int kvbm_dispatch(struct kvbm *kvbm);
 
 /* Counters of this session since it was opened. */
 struct kvbm_counters {
-	uint64_t looked_up, hits, misses;  /* blocks */
+	uint64_t looked_up, hits, misses; /* blocks */
 	uint64_t commits_new, commits_existing, commits_failed;
 	uint64_t reconnects;
-	uint64_t boot_id;                  /* of the daemon last spoken to */
+	uint64_t boot_id; /* of the daemon last spoken to */
 };
 void kvbm_get_counters(struct kvbm *kvbm, struct kvbm_counters *ret_counters);
 

@@ -62,19 +62,19 @@ struct shm_region {
 struct shm_ns {
 	uint32_t magic, version;
 	uint64_t boot_id;
-	uint64_t salt[2];       /* of the fingerprints below */
-	uint64_t n_lines;       /* index lines */
-	uint64_t lines_offset;  /* in this object; lines are 64-byte aligned */
-	uint64_t lane_bytes;    /* length of a lane's slice */
-	uint64_t lane_stride;   /* distance of two slots in a lane area */
-	uint32_t n_slots;       /* slot numbers are below this */
-	uint32_t n_regions;     /* length of the region table */
+	uint64_t salt[2];      /* of the fingerprints below */
+	uint64_t n_lines;      /* index lines */
+	uint64_t lines_offset; /* in this object; lines are 64-byte aligned */
+	uint64_t lane_bytes;   /* length of a lane's slice */
+	uint64_t lane_stride;  /* distance of two slots in a lane area */
+	uint32_t n_slots;      /* slot numbers are below this */
+	uint32_t n_regions;    /* length of the region table */
 	uint32_t region_shift;
 	uint32_t lanes;
 	uint32_t key_bytes;
-	uint32_t confirm;       /* 1: readers compare the key in the record too */
-	_Alignas(64) _Atomic uint32_t clock;  /* stamps pins; low 20 bits are used */
-	_Atomic uint32_t closed;              /* 1: the namespace is gone, every look-up is a miss */
+	uint32_t confirm;                    /* 1: readers compare the key in the record too */
+	_Alignas(64) _Atomic uint32_t clock; /* stamps pins; low 20 bits are used */
+	_Atomic uint32_t closed;             /* 1: the namespace is gone, every look-up is a miss */
 	_Alignas(64) struct shm_region regions[];
 };
 _Static_assert(sizeof(struct shm_ns) == 192, "shm_ns");
@@ -164,7 +164,7 @@ static inline uint64_t shm_mum(uint64_t a, uint64_t b)
 }
 
 static inline __attribute__((always_inline)) struct shm_hash shm_hash_key(const uint8_t *key, uint32_t key_bytes,
-									  const uint64_t salt[2], uint64_t n_lines)
+                                                                          const uint64_t salt[2], uint64_t n_lines)
 {
 	uint64_t w[4] = { 0, 0, 0, 0 };
 	uint64_t a, b, h, tag;
@@ -181,7 +181,8 @@ static inline __attribute__((always_inline)) struct shm_hash shm_hash_key(const 
 	tag = shm_mum(h ^ b, a ^ 0x1d8e4e27c47d124full) ^ h;
 	return (struct shm_hash){
 		.line = (uint64_t)(((unsigned __int128)shm_mum(h ^ 0x8ebc6af09c88c6e3ull, a + 0x589965cc75374cc3ull) *
-				    n_lines) >> 64),
+		                    n_lines) >>
+		                   64),
 		.tag = tag ? tag : 1, /* 0 says "no parent" in a record */
 	};
 }
@@ -190,20 +191,20 @@ static inline __attribute__((always_inline)) struct shm_hash shm_hash_key(const 
 
 enum shm_state {
 	SHM_FREE = 0,
-	SHM_PARTIAL = 1,     /* reserved; key may be unknown */
-	SHM_REGISTERED = 2,  /* immutable, in the index */
-	SHM_QUARANTINE = 3,  /* somebody may still write into it */
+	SHM_PARTIAL = 1,    /* reserved; key may be unknown */
+	SHM_REGISTERED = 2, /* immutable, in the index */
+	SHM_QUARANTINE = 3, /* somebody may still write into it */
 };
 
 /* A successor rebuilds the index from REGISTERED records.  The daemon writes key, parent and sum first, then @check, and @state last,
  * with release; taking a slot back writes @state first.  @generation rises with every reservation. */
 struct shm_record {
-	uint8_t key[32];            /* zero-extended */
-	uint64_t parent;            /* tag of the parent's key; 0: a root */
-	uint64_t sum;               /* checksum of the payload, bound to the key; while PARTIAL the mask of written lanes */
-	uint32_t check;             /* low half of XXH3-64 over key, parent, sum; seeded with that of generation, key_bytes */
+	uint8_t key[32]; /* zero-extended */
+	uint64_t parent; /* tag of the parent's key; 0: a root */
+	uint64_t sum;    /* checksum of the payload, bound to the key; while PARTIAL the mask of written lanes */
+	uint32_t check;  /* low half of XXH3-64 over key, parent, sum; seeded with that of generation, key_bytes */
 	_Atomic uint32_t generation;
-	_Atomic uint8_t state;      /* enum shm_state */
+	_Atomic uint8_t state; /* enum shm_state */
 	uint8_t key_bytes;
 	uint8_t spare[6];
 };

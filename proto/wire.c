@@ -26,8 +26,7 @@
 #include <unistd.h>
 
 #define BUF_MIN ((size_t)4096)
-#define BUF_KEEP \
-	((size_t)65536) /* an empty larger buffer is given back: idle sessions stay small */
+#define BUF_KEEP ((size_t)65536) /* an empty larger buffer is given back: idle sessions stay small */
 #define NO_RESERVATION UINT32_MAX
 
 struct raw_header {
@@ -54,8 +53,7 @@ union fd_control {
 	uint8_t bytes[CMSG_SPACE(sizeof(int) * WIRE_MAX_FDS)];
 };
 /* The kernel fills whatever room there is: padding would let a 17th descriptor in, beyond our arrays. */
-_Static_assert(CMSG_SPACE(sizeof(int) * WIRE_MAX_FDS) == CMSG_LEN(sizeof(int) * WIRE_MAX_FDS),
-               "room for 16, not 17");
+_Static_assert(CMSG_SPACE(sizeof(int) * WIRE_MAX_FDS) == CMSG_LEN(sizeof(int) * WIRE_MAX_FDS), "room for 16, not 17");
 
 static void fds_close(const int *fds, unsigned n_fds)
 {
@@ -227,8 +225,7 @@ int wire_in_read(struct wire_in *in, int fd)
 	return in_accept(in, (size_t)n, fds, n_fds);
 }
 
-int wire_in_feed(struct wire_in *in, const void *bytes, size_t len, const int *fds, unsigned n_fds,
-                 size_t *ret_taken)
+int wire_in_feed(struct wire_in *in, const void *bytes, size_t len, const int *fds, unsigned n_fds, size_t *ret_taken)
 {
 	size_t room;
 	int r;
@@ -459,8 +456,8 @@ void wire_out_commit(struct wire_out *out, const struct wire_head *head, uint32_
 	assert(out->tail <= out->cap && out->tail - out->head <= out->limit);
 }
 
-int wire_out_push(struct wire_out *out, const struct wire_head *head, const void *payload,
-                  uint32_t len, const int *fds, unsigned n_fds)
+int wire_out_push(struct wire_out *out, const struct wire_head *head, const void *payload, uint32_t len, const int *fds,
+                  unsigned n_fds)
 {
 	uint8_t *room;
 	int r;

@@ -102,8 +102,7 @@ int wire_in_read(struct wire_in *in, int fd);
 
 /* As if @len bytes and @n_fds descriptors had come in one recvmsg(): for tests and fuzzing.  Takes as many bytes as
  * fit and says so in *ret_taken; the descriptors are taken over in any case but WIRE_E_FULL. */
-int wire_in_feed(struct wire_in *in, const void *bytes, size_t len, const int *fds, unsigned n_fds,
-                 size_t *ret_taken);
+int wire_in_feed(struct wire_in *in, const void *bytes, size_t len, const int *fds, unsigned n_fds, size_t *ret_taken);
 
 /* 0: a whole frame, with its descriptors.  WIRE_E_AGAIN: not yet.  WIRE_E_BAD. */
 int wire_in_next(struct wire_in *in, struct wire_frame *ret_frame);
@@ -124,8 +123,8 @@ void wire_out_deinit(struct wire_out *out);
 
 /* Queue a frame.  On 0 the descriptors belong to @out, which closes them once sent; on any other return they are still
  * the caller's.  WIRE_E_FULL: over the limit, or more than a frame can hold. */
-int wire_out_push(struct wire_out *out, const struct wire_head *head, const void *payload,
-                  uint32_t len, const int *fds, unsigned n_fds);
+int wire_out_push(struct wire_out *out, const struct wire_head *head, const void *payload, uint32_t len, const int *fds,
+                  unsigned n_fds);
 
 /* The same in two steps, so that a message is packed in place.  Reserve room for a payload of at most @max_len with
  * @n_fds descriptors; WIRE_E_FULL as above.  The pointer is good until the next call on @out.  A reservation that is not

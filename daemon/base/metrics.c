@@ -78,9 +78,9 @@ size_t metrics_render(char *buf, size_t size)
 		int n;
 
 		n = snprintf(length < size ? buf + length : NULL, length < size ? size - length : 0,
-		             "# HELP kvbmd_%s%s %s\n# TYPE kvbmd_%s%s %s\nkvbmd_%s%s %" PRIu64 "\n",
-		             name, suffix, metrics_table[m].help, name, suffix,
-		             counter ? "counter" : "gauge", name, suffix, metrics_get(m));
+		             "# HELP kvbmd_%s%s %s\n# TYPE kvbmd_%s%s %s\nkvbmd_%s%s %" PRIu64 "\n", name, suffix,
+		             metrics_table[m].help, name, suffix, counter ? "counter" : "gauge", name, suffix,
+		             metrics_get(m));
 		assert(n > 0);
 		length += (size_t)n;
 	}

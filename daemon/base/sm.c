@@ -5,8 +5,7 @@
 
 #include "base/assert.h"
 
-void sm_init(struct sm *sm, const struct sm_state *states, int initial,
-             bool (*invariant)(const struct sm *sm, int prev))
+void sm_init(struct sm *sm, const struct sm_state *states, int initial, bool (*invariant)(const struct sm *sm, int prev))
 {
 	assert(initial >= 0 && initial < SM_STATES_MAX);
 	assert(states[initial].name);

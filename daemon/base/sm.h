@@ -35,8 +35,7 @@ struct sm {
 };
 
 /* @invariant may be NULL; it is checked at once, so fill in the rest of the owning struct before. */
-void sm_init(struct sm *sm, const struct sm_state *states, int initial,
-             bool (*invariant)(const struct sm *sm, int prev));
+void sm_init(struct sm *sm, const struct sm_state *states, int initial, bool (*invariant)(const struct sm *sm, int prev));
 
 /* Asserts that the table allows the move, and the invariant afterwards. */
 void sm_move(struct sm *sm, int next);

@@ -21,9 +21,9 @@
 #include "base/metrics.h"
 
 struct orphan {
-	uint64_t tag;     /* of the parent's key */
+	uint64_t tag; /* of the parent's key */
 	uint32_t count;
-	uint32_t slot;    /* of the parent if it is here, else NS_NONE */
+	uint32_t slot; /* of the parent if it is here, else NS_NONE */
 	UT_hash_handle hh;
 };
 
@@ -203,8 +203,8 @@ void block_pardon(struct ns *ns, uint32_t slot)
 	const struct shm_record *rec = &ns->records[slot];
 	uint32_t parent = block_named_parent(ns, slot);
 
-	index_restore(&ns->index, block_tombstone(ns, slot), index_hash(&ns->index, rec->key), ns_slot_generation(ns, slot),
-		      slot);
+	index_restore(&ns->index, block_tombstone(ns, slot), index_hash(&ns->index, rec->key),
+	              ns_slot_generation(ns, slot), slot);
 	if (parent != NS_NONE)
 		ns->blocks[parent].children++;
 	else if (rec->parent)

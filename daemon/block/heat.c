@@ -219,8 +219,8 @@ static void heat_compact(struct heat *h)
 
 		while (heat_queue_pop(h, q, &slot)) {
 			struct heat_mark *m = h->ops->mark(h->ctx, slot);
-			bool live = i < HEAT_BUCKETS ? m->where == HEAT_ORDER && (int32_t)(m->place - (h->oldest + i)) <= 0 :
-						       m->where == HEAT_GRACE;
+			bool live = i < HEAT_BUCKETS ? m->where == HEAT_ORDER && (int32_t)(m->place - (h->oldest + i)) <= 0
+			                             : m->where == HEAT_GRACE;
 
 			if (live && !heat_queue_push(h, &kept, slot)) {
 				heat_leave(h, m);

@@ -14,26 +14,26 @@
 
 #define HEAT_CHUNK_IDS 62u
 struct heat_chunk {
-	uint32_t next, n;              /* n: ids written */
+	uint32_t next, n; /* n: ids written */
 	uint32_t ids[HEAT_CHUNK_IDS];
 };
 
 /* First in, first out.  head is read from at @read. */
 struct heat_queue {
-	uint32_t head, tail, read;     /* chunk numbers + 1; 0: empty */
+	uint32_t head, tail, read; /* chunk numbers + 1; 0: empty */
 };
 
 enum heat_where { HEAT_NOWHERE = 0, HEAT_ORDER, HEAT_PARKED, HEAT_GRACE };
 
 /* What heat keeps of a slot, 12 bytes, embedded in struct block. */
 struct heat_mark {
-	uint32_t place;        /* tick of its bucket, when in the order */
-	uint32_t touch;        /* tick of its last use, as far as the daemon knows */
-	uint16_t where;        /* enum heat_where */
-	uint16_t flags;        /* HEAT_F_* */
+	uint32_t place; /* tick of its bucket, when in the order */
+	uint32_t touch; /* tick of its last use, as far as the daemon knows */
+	uint16_t where; /* enum heat_where */
+	uint16_t flags; /* HEAT_F_* */
 };
-#define HEAT_F_RELEASED 1u     /* its holder said that it will hardly be used again */
-#define HEAT_F_RETAINED 2u     /* not to be proposed until the retain ends */
+#define HEAT_F_RELEASED 1u /* its holder said that it will hardly be used again */
+#define HEAT_F_RETAINED 2u /* not to be proposed until the retain ends */
 
 /* How heat reads a slot.  @mark: its mark.  @use: the newest tick a session's pins tell (0: none), and whether it is held now. */
 struct heat_ops {
@@ -46,16 +46,16 @@ struct heat_ops {
 struct heat {
 	const struct heat_ops *ops;
 	void *ctx;
-	uint32_t clock, oldest;        /* ticks; clock - oldest < HEAT_BUCKETS */
-	uint32_t per_tick, placed;     /* the clock may advance after that many placements */
+	uint32_t clock, oldest;    /* ticks; clock - oldest < HEAT_BUCKETS */
+	uint32_t per_tick, placed; /* the clock may advance after that many placements */
 	uint32_t n_slots;
-	uint32_t parked, in_order;     /* live ones */
-	bool ignore_retained;          /* retains are advice: set while nothing else is left */
+	uint32_t parked, in_order; /* live ones */
+	bool ignore_retained;      /* retains are advice: set while nothing else is left */
 	uint32_t grace_live, grace_limit;
-	uint64_t entries;              /* live and stale ones, in all queues */
+	uint64_t entries; /* live and stale ones, in all queues */
 	struct heat_queue buckets[HEAT_BUCKETS];
 	struct heat_queue grace;
-	struct heat_chunk **slabs;     /* owns; chunks are numbered across slabs */
+	struct heat_chunk **slabs; /* owns; chunks are numbered across slabs */
 	uint32_t n_slabs, n_chunks, free_chunk;
 };
 

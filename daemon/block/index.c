@@ -63,7 +63,7 @@ int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint3
 			/* The record's stores come first: a reader that sees the entry may read the record. */
 			atomic_thread_fence(memory_order_release);
 			shm_entry_store(&line->entries[i],
-					(struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
+			                (struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
 			ix->used++;
 			return 0;
 		}

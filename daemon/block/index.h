@@ -16,8 +16,8 @@
 enum { INDEX_E_FULL = 1 };
 
 struct index {
-	struct shm_line *lines;            /* borrows */
-	const struct shm_record *records;  /* borrows */
+	struct shm_line *lines;           /* borrows */
+	const struct shm_record *records; /* borrows */
 	uint64_t n_lines, used;
 	uint64_t salt[2];
 	uint32_t key_bytes;

@@ -11,13 +11,13 @@
 
 /* A slot being written, by one session or, with lanes, by several. */
 struct partial {
-	struct list by_deadline;  /* in ns->partials; unlinked once aborted */
-	struct list leases;       /* owns: struct lease */
+	struct list by_deadline; /* in ns->partials; unlinked once aborted */
+	struct list leases;      /* owns: struct lease */
 	uint64_t deadline_ns;
-	uint64_t lanes_open;      /* nobody has reserved them */
-	uint64_t lanes_done;      /* committed */
+	uint64_t lanes_open; /* nobody has reserved them */
+	uint64_t lanes_done; /* committed */
 	uint32_t slot, number;
-	bool aborted;             /* never visible; the slot waits in quarantine until no lease is left */
+	bool aborted; /* never visible; the slot waits in quarantine until no lease is left */
 	bool keyed;
 	uint8_t key[KEY_MAX];
 	struct partial *next_same_key; /* borrows; another one for the same key */
@@ -27,23 +27,23 @@ struct partial {
 /* One session's right to write lanes of a partial slot. */
 struct lease {
 	struct list in_holder, in_partial;
-	struct holder *holder;    /* borrows */
-	struct partial *partial;  /* borrows */
+	struct holder *holder;   /* borrows */
+	struct partial *partial; /* borrows */
 	uint64_t lanes;
 };
 
 struct holder {
 	struct list in_ns;
-	struct ns *ns;            /* borrows */
-	struct quota_user *user;  /* borrows */
-	void *owner;              /* borrows: the session */
-	struct shm_page *page;    /* borrows; the client writes it; NULL once closed */
-	uint32_t *own;            /* owns; pin words of what is held by message, NULL until first used */
+	struct ns *ns;           /* borrows */
+	struct quota_user *user; /* borrows */
+	void *owner;             /* borrows: the session */
+	struct shm_page *page;   /* borrows; the client writes it; NULL once closed */
+	uint32_t *own;           /* owns; pin words of what is held by message, NULL until first used */
 	uint64_t own_total;
-	struct list leases;       /* owns */
+	struct list leases; /* owns */
 	uint32_t n_leases;
 	bool writable, closed;
-	void *memory;             /* the store's */
+	void *memory; /* the store's */
 };
 
 void lease_holder_init(struct holder *h, struct ns *ns);

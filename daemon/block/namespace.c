@@ -40,7 +40,7 @@ uint32_t ns_region_slots(const struct ns_geometry *geo, uint32_t lanes, uint64_t
 }
 
 int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t grain, uint64_t max_bytes,
-		struct ns_geometry *ret_geometry)
+                struct ns_geometry *ret_geometry)
 {
 	struct ns_geometry g = { .lane_stride = ns_round_up(lane_bytes, lane_bytes >= NS_PAGE ? NS_PAGE : 64) };
 	uint64_t least, best_waste = UINT64_MAX, area;
@@ -73,7 +73,7 @@ int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint
 	if ((uint64_t)g.n_regions << g.shift > (uint64_t)UINT32_MAX / 2)
 		return NS_E_BIG;
 	g.max_slots = (uint32_t)(max_bytes / g.region_bytes) * g.slots_per_region +
-		      ns_region_slots(&g, lanes, max_bytes % g.region_bytes, &area);
+	              ns_region_slots(&g, lanes, max_bytes % g.region_bytes, &area);
 	*ret_geometry = g;
 	return 0;
 }
@@ -83,7 +83,7 @@ void ns_fingerprint(const struct ns_desc *id, uint8_t ret_fingerprint[16])
 	XXH3_state_t *x = XXH3_createState();
 	const char *const strings[] = { id->name, id->model, id->hash_algo, id->salt };
 	const uint64_t numbers[] = { id->lane_bytes, id->num_layers, id->page_size, id->inner_dim, id->outer_dim,
-				     id->dtype, id->layout, id->lanes, id->key_bytes };
+		                     id->dtype,      id->layout,     id->lanes,     id->key_bytes };
 	XXH128_canonical_t canonical;
 
 	assert(x);
@@ -164,8 +164,10 @@ int ns_init(struct ns *ns, const struct ns_desc *id, const struct ns_geometry *g
 	ns_fingerprint(id, ns->fingerprint);
 	shm_ns_bytes(geo->n_regions, n_lines, &lines_offset);
 	ns->index = (struct index){ .lines = (struct shm_line *)((uint8_t *)m->shm + lines_offset),
-				    .records = m->records, .n_lines = n_lines, .key_bytes = id->key_bytes,
-				    .salt = { m->salt[0], m->salt[1] } };
+		                    .records = m->records,
+		                    .n_lines = n_lines,
+		                    .key_bytes = id->key_bytes,
+		                    .salt = { m->salt[0], m->salt[1] } };
 	ns->blocks = calloc((size_t)geo->n_regions << geo->shift, sizeof(*ns->blocks));
 	ns->regions = calloc(geo->n_regions, sizeof(*ns->regions));
 	if (!ns->blocks || !ns->regions || why_new(m->why_entries, &ns->why) < 0 ||
@@ -317,6 +319,6 @@ uint64_t ns_metadata_bytes(const struct ns *ns)
 
 	for (uint32_t r = 0; r < ns->geo.n_regions; r++)
 		slots += ns->regions[r].n_slots;
-	return slots * (sizeof(struct shm_record) + sizeof(struct block)) + ns->index.n_lines * sizeof(struct shm_line) +
-	       heat_bytes(&ns->heat) + block_orphan_bytes(ns);
+	return slots * (sizeof(struct shm_record) + sizeof(struct block)) +
+	       ns->index.n_lines * sizeof(struct shm_line) + heat_bytes(&ns->heat) + block_orphan_bytes(ns);
 }

@@ -16,20 +16,20 @@
 /* What the daemon keeps of a slot for itself: 28 bytes.  The rest is its record in shared memory. */
 struct block {
 	struct heat_mark heat;
-	uint32_t parent;      /* REGISTERED: slot of its parent if that was here when it came, else NS_NONE; PARTIAL: number of its partial;
+	uint32_t parent; /* REGISTERED: slot of its parent if that was here when it came, else NS_NONE; PARTIAL: number of its partial;
 			       * free: next free slot of its region + 1 */
-	uint32_t children;    /* resident blocks that name it as parent */
+	uint32_t children;          /* resident blocks that name it as parent */
 	uint32_t parent_generation; /* of @parent then: tells it from a later block in its slot */
-	uint32_t tombstone;   /* while condemned: number of its index entry */
+	uint32_t tombstone;         /* while condemned: number of its index entry */
 };
 
 /* A region's slots.  Slot numbers are (region << shift) + place. */
 struct ns_region {
-	uint32_t serial;      /* 0: no memory here now */
+	uint32_t serial;         /* 0: no memory here now */
 	uint32_t n_slots, fresh; /* places never used since the region was made begin at fresh */
-	uint32_t free_head;   /* slot + 1 */
-	uint32_t n_free;      /* fresh ones included */
-	bool draining;        /* no slot is handed out: it is being taken back */
+	uint32_t free_head;      /* slot + 1 */
+	uint32_t n_free;         /* fresh ones included */
+	bool draining;           /* no slot is handed out: it is being taken back */
 };
 
 struct ns_geometry {
@@ -45,8 +45,8 @@ struct ns_counts {
 };
 
 struct ns {
-	struct list link;                /* in the store's list */
-	const struct ns_desc *desc;  /* borrows from the store's copy */
+	struct list link;           /* in the store's list */
+	const struct ns_desc *desc; /* borrows from the store's copy */
 	uint8_t fingerprint[16];
 	struct ns_geometry geo;
 	/* shared memory; borrows from the store's objects */
@@ -55,25 +55,25 @@ struct ns {
 	/* private */
 	struct index index;
 	struct heat heat;
-	struct block *blocks;            /* owns */
-	struct ns_region *regions;       /* owns */
-	struct orphan *orphans;          /* owns; uthash by tag of the parent */
-	struct why *why;                 /* owns */
-	struct list holders;             /* borrows: struct holder */
-	struct list partials;            /* owns: struct partial, by deadline */
-	struct partial **partial_at;     /* owns the table: number -> partial */
-	struct partial *partial_by_key;  /* borrows; uthash, only with several lanes */
+	struct block *blocks;           /* owns */
+	struct ns_region *regions;      /* owns */
+	struct orphan *orphans;         /* owns; uthash by tag of the parent */
+	struct why *why;                /* owns */
+	struct list holders;            /* borrows: struct holder */
+	struct list partials;           /* owns: struct partial, by deadline */
+	struct partial **partial_at;    /* owns the table: number -> partial */
+	struct partial *partial_by_key; /* borrows; uthash, only with several lanes */
 	uint32_t partial_cap, partial_free;
 	uint32_t n_holders, next_serial, take_from;
 	uint32_t n_slots, n_free, n_used, n_partial, n_quarantined; /* used: registered */
 	struct ns_counts counts;
-	uint64_t now_ns;                 /* of the request in hand: for notes of why */
+	uint64_t now_ns; /* of the request in hand: for notes of why */
 };
 
 /* How @lane_bytes * @lanes fit into regions of about @region_bytes, with at most @max_bytes.  Outcome: NS_E_BIG: not even one slot. */
 enum { NS_E_BIG = 1 };
 int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t grain, uint64_t max_bytes,
-		struct ns_geometry *ret_geometry);
+                struct ns_geometry *ret_geometry);
 /* Slots in a region of @size bytes, and the bytes of one lane's area in it. */
 uint32_t ns_region_slots(const struct ns_geometry *geo, uint32_t lanes, uint64_t size, uint64_t *ret_lane_area);
 
@@ -81,8 +81,8 @@ uint32_t ns_region_slots(const struct ns_geometry *geo, uint32_t lanes, uint64_t
 void ns_fingerprint(const struct ns_desc *id, uint8_t ret_fingerprint[16]);
 
 struct ns_memory {
-	struct shm_ns *shm;              /* zeroed; shm_ns_bytes() long */
-	struct shm_record *records;      /* zeroed; one a slot number */
+	struct shm_ns *shm;         /* zeroed; shm_ns_bytes() long */
+	struct shm_record *records; /* zeroed; one a slot number */
 	uint64_t salt[2], boot_id;
 	uint32_t grace_percent, why_entries;
 };
@@ -90,7 +90,7 @@ int ns_init(struct ns *ns, const struct ns_desc *id, const struct ns_geometry *g
 void ns_deinit(struct ns *ns);
 
 /* Regions come and go. */
-uint32_t ns_region_add(struct ns *ns, uint64_t size); /* the region's number, or NS_NONE: table full */
+uint32_t ns_region_add(struct ns *ns, uint64_t size);  /* the region's number, or NS_NONE: table full */
 void ns_region_remove(struct ns *ns, uint32_t region); /* all its slots are free */
 /* A draining region hands out no slots, and its free ones do not count as free. */
 void ns_region_drain(struct ns *ns, uint32_t region, bool on);

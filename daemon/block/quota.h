@@ -6,8 +6,8 @@
 #include <stdint.h>
 
 enum quota_kind {
-	QUOTA_SLOTS,    /* reserved, not yet committed */
-	QUOTA_HOLDS,    /* read holds by message */
+	QUOTA_SLOTS, /* reserved, not yet committed */
+	QUOTA_HOLDS, /* read holds by message */
 	QUOTA_SESSIONS,
 	QUOTA_N
 };
@@ -20,8 +20,8 @@ struct quota {
 };
 struct quota_user {
 	struct quota session;
-	struct quota *uid;     /* borrows; NULL: none */
-	uint64_t pin_limit;    /* pins in shared memory, of this session in each namespace */
+	struct quota *uid;  /* borrows; NULL: none */
+	uint64_t pin_limit; /* pins in shared memory, of this session in each namespace */
 };
 
 int quota_charge(struct quota_user *u, enum quota_kind kind, uint64_t n);

@@ -83,8 +83,11 @@ static struct why_note *why_make(struct why *w, uint64_t fp, uint64_t now_ns)
 		w->oldest_ns = note->at_ns;
 		why_unlink(w, i);
 	}
-	*note = (struct why_note){ .fingerprint = fp, .at_ns = now_ns, .used = 1, .reason = WHY_NEVER_STORED,
-				   .next = w->heads[fp & w->mask] };
+	*note = (struct why_note){ .fingerprint = fp,
+		                   .at_ns = now_ns,
+		                   .used = 1,
+		                   .reason = WHY_NEVER_STORED,
+		                   .next = w->heads[fp & w->mask] };
 	w->heads[fp & w->mask] = i;
 	return note;
 }

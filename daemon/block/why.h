@@ -8,23 +8,23 @@
 #include "block/key.h"
 
 enum why_reason {
-	WHY_PRESENT,       /* it is here */
-	WHY_NEVER_STORED,  /* as far back as we remember */
-	WHY_DROPPED,       /* from host memory, to make room */
-	WHY_FLUSHED,       /* by an administrator */
-	WHY_REBALANCED,    /* its region went to another namespace */
-	WHY_RELEASED,      /* its holder said that it would not be used again */
-	WHY_ABORTED,       /* writer died, gave up or missed its deadline */
-	WHY_OVER_QUOTA,    /* a reservation for it was refused */
+	WHY_PRESENT,      /* it is here */
+	WHY_NEVER_STORED, /* as far back as we remember */
+	WHY_DROPPED,      /* from host memory, to make room */
+	WHY_FLUSHED,      /* by an administrator */
+	WHY_REBALANCED,   /* its region went to another namespace */
+	WHY_RELEASED,     /* its holder said that it would not be used again */
+	WHY_ABORTED,      /* writer died, gave up or missed its deadline */
+	WHY_OVER_QUOTA,   /* a reservation for it was refused */
 	WHY_NO_SPACE,
 	WHY_N
 };
 
 struct why_answer {
 	enum why_reason reason;
-	uint64_t ago_ns;       /* since then; 0 for PRESENT and NEVER_STORED */
-	uint32_t misses;       /* look-ups that missed it since, as far as known */
-	uint64_t memory_ns;    /* how far back this table remembers */
+	uint64_t ago_ns;         /* since then; 0 for PRESENT and NEVER_STORED */
+	uint32_t misses;         /* look-ups that missed it since, as far as known */
+	uint64_t memory_ns;      /* how far back this table remembers */
 	uint32_t missing_parent; /* 1: present, but a parent on the way is not, so a prefix match stops earlier */
 };
 

@@ -19,8 +19,7 @@
 #include "base/error.h"
 #include "base/thread.h"
 
-#define ROUNDS_MAX \
-	16 /* of deferred calls deferring further ones, before descriptors get their turn */
+#define ROUNDS_MAX 16 /* of deferred calls deferring further ones, before descriptors get their turn */
 
 struct loop {
 	uv_loop_t uv;
@@ -88,8 +87,7 @@ static void turn_end(struct loop *loop)
 		hooks_run(loop);
 	} while (!list_empty(&loop->deferred) && ++rounds < ROUNDS_MAX);
 	loop->in_turn_end = false;
-	r = list_empty(&loop->deferred) ? uv_idle_stop(&loop->awake)
-	                                : uv_idle_start(&loop->awake, awake_on_idle);
+	r = list_empty(&loop->deferred) ? uv_idle_stop(&loop->awake) : uv_idle_start(&loop->awake, awake_on_idle);
 	assert(r == 0);
 	loop->now_ns = 0; /* time passes in sleep */
 }
@@ -239,8 +237,7 @@ void loop_timer_init(struct loop *loop, struct loop_timer *t)
 	timer_uv(t)->data = t;
 }
 
-void loop_timer_start(struct loop_timer *t, uint64_t first_ns, uint64_t repeat_ns,
-                      void (*cb)(struct loop_timer *t))
+void loop_timer_start(struct loop_timer *t, uint64_t first_ns, uint64_t repeat_ns, void (*cb)(struct loop_timer *t))
 {
 	uint64_t now = loop_now_ns(t->loop);
 
@@ -288,8 +285,7 @@ static uv_poll_t *watch_uv(struct loop_watch *w)
 static int mask_to_uv(unsigned events)
 {
 	assert((events & ~(unsigned)(LOOP_READABLE | LOOP_WRITABLE | LOOP_HANGUP)) == 0);
-	return ((events & LOOP_READABLE) ? UV_READABLE : 0) |
-	       ((events & LOOP_WRITABLE) ? UV_WRITABLE : 0) |
+	return ((events & LOOP_READABLE) ? UV_READABLE : 0) | ((events & LOOP_WRITABLE) ? UV_WRITABLE : 0) |
 	       ((events & LOOP_HANGUP) ? UV_DISCONNECT : 0);
 }
 
@@ -373,8 +369,7 @@ static void signal_on_caught(uv_signal_t *uv, int signum)
 	s->cb(s, signum);
 }
 
-int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum,
-                      void (*cb)(struct loop_signal *s, int signum))
+int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum, void (*cb)(struct loop_signal *s, int signum))
 {
 	int r;
 

@@ -65,8 +65,7 @@ void loop_timer_init(struct loop *loop, struct loop_timer *t);
 
 /* First after @first_ns from now, then every @repeat_ns (0: once).  Missed repetitions are skipped, not made up for.
  * Starting a running timer starts it anew. */
-void loop_timer_start(struct loop_timer *t, uint64_t first_ns, uint64_t repeat_ns,
-                      void (*cb)(struct loop_timer *t));
+void loop_timer_start(struct loop_timer *t, uint64_t first_ns, uint64_t repeat_ns, void (*cb)(struct loop_timer *t));
 
 /* Harmless when it does not run. */
 void loop_timer_stop(struct loop_timer *t);
@@ -79,7 +78,7 @@ enum {
 	LOOP_READABLE = 1,
 	LOOP_WRITABLE = 2,
 	LOOP_HANGUP = 4, /* the peer has shut down its side; seen also by one who does not ask for LOOP_READABLE */
-	LOOP_ERROR = 8, /* never asked for: the descriptor has an error.  The watcher has been stopped (it would spin);
+	LOOP_ERROR = 8,  /* never asked for: the descriptor has an error.  The watcher has been stopped (it would spin);
 			    what was asked for is reported with it: read what is left, learn the error, close */
 };
 
@@ -109,8 +108,7 @@ struct loop_signal {
 	union loop_handle handle;
 };
 
-int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum,
-                      void (*cb)(struct loop_signal *s, int signum));
+int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum, void (*cb)(struct loop_signal *s, int signum));
 void loop_signal_close(struct loop_signal *s, void (*closed)(struct loop_signal *s));
 
 /* --- the end of a turn --- */

@@ -76,8 +76,8 @@ void mailbox_post(struct mailbox *mailbox, struct mail *mail)
 	assert(mail->deliver);
 	do
 		mail->next = newest;
-	while (!atomic_compare_exchange_weak_explicit(&mailbox->newest, &newest, mail,
-	                                              memory_order_release, memory_order_relaxed));
+	while (!atomic_compare_exchange_weak_explicit(&mailbox->newest, &newest, mail, memory_order_release,
+	                                              memory_order_relaxed));
 	/* @mail may be delivered and freed by now. */
 	if (!newest) {
 		r = uv_async_send(&mailbox->wake);

@@ -149,8 +149,7 @@ static void pool_end(struct worker_pool *pool, bool stillborn)
 	pthread_mutex_unlock(&pool->mtx);
 }
 
-int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_waiting,
-                    struct worker_pool **ret_pool)
+int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_waiting, struct worker_pool **ret_pool)
 {
 	struct worker_pool *pool;
 	int r;

@@ -17,7 +17,7 @@ enum {
 struct worker_pool;
 
 struct job {
-	void (*run)(struct job *job); /* on a worker thread; touches nothing but the job and what it points to */
+	void (*run)(struct job *job);  /* on a worker thread; touches nothing but the job and what it points to */
 	void (*done)(struct job *job); /* on the loop thread, exactly once, after run; may free or submit it again */
 	/* the pool's */
 	struct worker_pool *pool;
@@ -26,8 +26,7 @@ struct job {
 };
 
 /* @n_threads >= 1; at most @max_waiting jobs wait for a thread.  @mailbox outlives the pool.  Faults only. */
-int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_waiting,
-                    struct worker_pool **ret_pool);
+int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_waiting, struct worker_pool **ret_pool);
 
 /* 0: job->done() will come, never inline.  WORKER_E_FULL, WORKER_E_CLOSING: it will not. */
 int worker_submit(struct worker_pool *pool, struct job *job);

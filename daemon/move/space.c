@@ -155,7 +155,8 @@ static int64_t space_over(const struct store *store, const struct store_ns *sn)
 }
 
 /* Who pays for @sn, which would have @gain bytes more.  NULL: nobody else does. */
-static struct store_ns *space_payer(struct store *store, const struct store_ns *sn, uint64_t gain, const struct store_ns *not)
+static struct store_ns *space_payer(struct store *store, const struct store_ns *sn, uint64_t gain,
+                                    const struct store_ns * not )
 {
 	int64_t mine = space_over(store, sn) + (int64_t)gain, most = 0;
 	struct store_ns *payer = NULL;
@@ -216,7 +217,8 @@ static bool space_condemn_region(struct store *store, struct store_ns *sn, uint3
 		uint32_t slot = (r << ns->geo.shift) + i;
 		uint8_t state = ns_slot_state(ns, slot);
 
-		if (state == SHM_PARTIAL || state == SHM_QUARANTINE || (state == SHM_REGISTERED && lease_is_held(ns, slot, &touch)))
+		if (state == SHM_PARTIAL || state == SHM_QUARANTINE ||
+		    (state == SHM_REGISTERED && lease_is_held(ns, slot, &touch)))
 			return false;
 	}
 	for (uint32_t i = 0; i < n; i++) {
@@ -247,12 +249,12 @@ static uint64_t space_plan(struct store *store, struct store_ns *sn, uint64_t ne
 
 		if (sn->used_bytes + gain + sn->ns.geo.region_bytes > sn->max_bytes)
 			break;
-		payer = space_payer(store, sn, gain, not);
+		payer = space_payer(store, sn, gain, not );
 		if (!payer)
 			break;
 		r = space_cheapest_region(payer);
 		if (r == NS_NONE || !space_condemn_region(store, payer, r)) {
-			if (not)
+			if (not )
 				break;
 			not = payer; /* its cheapest region is in use: try one other namespace, then do without */
 			continue;

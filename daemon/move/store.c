@@ -132,8 +132,9 @@ static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
 {
 	struct store *store = sn->store;
 	struct tier *host = store->config.host;
-	struct ns_memory m = { .boot_id = store->config.boot_id, .grace_percent = store->config.grace_percent,
-			       .why_entries = store->config.why_entries };
+	struct ns_memory m = { .boot_id = store->config.boot_id,
+		               .grace_percent = store->config.grace_percent,
+		               .why_entries = store->config.why_entries };
 	uint64_t offset, slots = (uint64_t)geo->n_regions << geo->shift;
 	size_t index_bytes = shm_ns_bytes(geo->n_regions, index_lines_for(geo->max_slots), &offset);
 	int r;
@@ -159,7 +160,7 @@ static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
 }
 
 static int store_ns_new(struct store *store, const struct ns_desc *desc, const struct store_policy *policy,
-			struct store_ns **ret_sn)
+                        struct store_ns **ret_sn)
 {
 	struct tier *host = store->config.host;
 	struct tier_stat stat;
@@ -191,7 +192,7 @@ static int store_ns_new(struct store *store, const struct ns_desc *desc, const s
 	list_add_tail(&store->namespaces, &sn->ns.link);
 	store->n_namespaces++;
 	log_info("namespace %s: %u lanes of %llu bytes, at most %u blocks", desc->name, desc->lanes,
-		 (unsigned long long)desc->lane_bytes, geo.max_slots);
+	         (unsigned long long)desc->lane_bytes, geo.max_slots);
 	*ret_sn = sn;
 	return 0;
 }
@@ -223,7 +224,7 @@ static int store_holder_new(struct store_ns *sn, const struct store_attach *a, s
 }
 
 int store_attach(struct store *store, const struct store_attach *a, struct holder **ret_holder, uint8_t ret_have[16],
-		 uint8_t ret_want[16])
+                 uint8_t ret_want[16])
 {
 	const struct store_policy *policy = store_policy_of(store, a->desc->name);
 	struct store_ns *sn = store_find(store, a->desc->name);
@@ -364,7 +365,7 @@ static void store_tick_retains(struct store_ns *sn, uint64_t now_ns)
 	for (uint32_t i = 0; i < sn->n_retains; i++) {
 		struct store_retain t = sn->retains[i];
 		bool same = ns_slot_state(&sn->ns, t.slot) == SHM_REGISTERED &&
-			    ns_slot_generation(&sn->ns, t.slot) == t.generation;
+		            ns_slot_generation(&sn->ns, t.slot) == t.generation;
 
 		if (same && t.until_ns > now_ns)
 			sn->retains[kept++] = t;

@@ -16,15 +16,15 @@
 #include "tier/tier.h"
 
 enum {
-	STORE_E_INVAL = 1,   /* arguments contradict the namespace (lane, length, number of keys, slot named twice) */
-	STORE_E_MISMATCH,    /* namespace exists with another fingerprint */
-	STORE_E_PERM,        /* uid may not use it, or session may not write */
-	STORE_E_LIMIT,       /* a limit of the session, the uid or the daemon */
-	STORE_E_NOSPACE,     /* free + droppable < n; nothing was dropped */
-	STORE_E_STALE,       /* slot is not this holder's to write */
-	STORE_E_NOTHELD,     /* released what is not held; nothing changed */
+	STORE_E_INVAL = 1, /* arguments contradict the namespace (lane, length, number of keys, slot named twice) */
+	STORE_E_MISMATCH,  /* namespace exists with another fingerprint */
+	STORE_E_PERM,      /* uid may not use it, or session may not write */
+	STORE_E_LIMIT,     /* a limit of the session, the uid or the daemon */
+	STORE_E_NOSPACE,   /* free + droppable < n; nothing was dropped */
+	STORE_E_STALE,     /* slot is not this holder's to write */
+	STORE_E_NOTHELD,   /* released what is not held; nothing changed */
 	STORE_E_NOENT,
-	STORE_E_QUARANTINE,  /* see store_close() */
+	STORE_E_QUARANTINE, /* see store_close() */
 };
 
 #define STORE_NO_SLOT UINT32_MAX
@@ -37,19 +37,19 @@ struct holder; /* what one session has in one namespace */
 /* Policy of a namespace as configured; applies to the name when it is created. */
 struct store_policy {
 	char name[64];
-	uint64_t share_bytes;      /* guaranteed; 0: none */
-	uint64_t max_bytes;        /* UINT64_MAX: the whole pool */
-	const uint32_t *uids;      /* borrows; who may attach */
-	uint32_t n_uids;           /* 0: anybody */
+	uint64_t share_bytes; /* guaranteed; 0: none */
+	uint64_t max_bytes;   /* UINT64_MAX: the whole pool */
+	const uint32_t *uids; /* borrows; who may attach */
+	uint32_t n_uids;      /* 0: anybody */
 };
 
 struct store_config {
-	struct tier *host;                 /* borrows */
+	struct tier *host;                   /* borrows */
 	const struct store_policy *policies; /* borrows */
 	uint32_t n_policies;
 	uint32_t max_namespaces;
-	uint32_t grace_percent;            /* of a namespace's slots, for blocks released by hint */
-	uint32_t why_entries;              /* remembered misses and drops a namespace */
+	uint32_t grace_percent; /* of a namespace's slots, for blocks released by hint */
+	uint32_t why_entries;   /* remembered misses and drops a namespace */
 	uint64_t write_timeout_ns;
 	uint64_t boot_id;
 };
@@ -65,15 +65,15 @@ struct store_attach {
 	const struct ns_desc *desc;
 	uint32_t uid;
 	bool readonly;
-	struct quota_user *user;  /* borrows */
-	void *owner;              /* opaque: the session, for reports and store_on_evict_holder */
+	struct quota_user *user; /* borrows */
+	void *owner;             /* opaque: the session, for reports and store_on_evict_holder */
 };
-int store_attach(struct store *store, const struct store_attach *args, struct holder **ret_holder,
-		 uint8_t ret_have[16], uint8_t ret_want[16]);
+int store_attach(struct store *store, const struct store_attach *args, struct holder **ret_holder, uint8_t ret_have[16],
+                 uint8_t ret_want[16]);
 
 /* What the attach and region replies need.  Descriptors are borrowed: dup before sending. */
 struct store_objects {
-	const uint8_t *fingerprint;  /* 16 */
+	const uint8_t *fingerprint; /* 16 */
 	uint64_t lane_bytes;
 	int index_ro_fd, records_ro_fd, page_fd;
 	bool writable;
@@ -97,8 +97,8 @@ struct store_reserve {
 	const uint8_t *keys;
 	uint32_t n, lane;
 	uint64_t now_ns;
-	uint32_t *slots, *generations;  /* out */
-	uint32_t reserved, dropped;     /* out */
+	uint32_t *slots, *generations; /* out */
+	uint32_t reserved, dropped;    /* out */
 };
 int store_reserve(struct holder *h, struct store_reserve *args);
 
@@ -106,8 +106,8 @@ enum { STORE_NEW = 1, STORE_EXISTED = 2, STORE_LANES_MISSING = 3 };
 struct store_commit {
 	const uint32_t *slots_in, *generations_in;
 	const uint8_t *keys;
-	const uint8_t *parents;    /* n_parents * key_bytes */
-	uint32_t n, n_parents;     /* n_parents: 0, 1 or n */
+	const uint8_t *parents; /* n_parents * key_bytes */
+	uint32_t n, n_parents;  /* n_parents: 0, 1 or n */
 	uint32_t lane;
 	uint64_t length, now_ns;
 	bool hold;
@@ -150,8 +150,13 @@ void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_
 /* Drops what is not in use: of one namespace, or all (name NULL).  Outcome: NOENT. */
 int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, uint32_t *ret_kept);
 /* Drops these blocks (children included are not: they stay as orphans).  Outcomes: NOENT (namespace), INVAL (key size). */
-int store_drop(struct store *store, const char *name, const uint8_t *keys, uint32_t key_bytes, uint32_t n,
-	       uint32_t *ret_dropped, uint32_t *ret_kept);
+struct store_drop {
+	const char *name;    /* of the namespace */
+	const uint8_t *keys; /* n * key_bytes */
+	uint32_t n, key_bytes;
+	uint32_t dropped, kept; /* out */
+};
+int store_drop(struct store *store, struct store_drop *args);
 /* Removes a namespace with all its blocks when nobody is attached.  Outcomes: NOENT, LIMIT (in use). */
 int store_remove(struct store *store, const char *name, uint32_t *ret_dropped);
 
@@ -172,7 +177,7 @@ struct ns_report {
 	const uint8_t *fingerprint;
 	uint64_t share_bytes, max_bytes, used_bytes;
 	uint32_t n_slots, free, used, quarantined, partial, regions, holders;
-	uint32_t max_slots;      /* with all its maximum */
+	uint32_t max_slots; /* with all its maximum */
 	uint32_t leaves_parked, grace;
 	uint64_t stored, dropped, deduplicated, aborted, looked_up, hits, misses;
 	uint64_t pins, holds;

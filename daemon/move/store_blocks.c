@@ -31,7 +31,8 @@ static void store_clock(struct ns *ns)
 enum { RESERVE_NEW = STORE_NO_SLOT - 1, RESERVE_JOIN = STORE_NO_SLOT - 2 };
 
 /* Sorts the keys into present (held until space is made), repeated, to be joined, and to be made. */
-static void store_reserve_sort(struct holder *h, struct store_reserve *a, uint64_t lanes, uint32_t *ret_new, uint32_t *ret_join)
+static void store_reserve_sort(struct holder *h, struct store_reserve *a, uint64_t lanes, uint32_t *ret_new,
+                               uint32_t *ret_join)
 {
 	struct ns *ns = h->ns;
 	struct store *store = store_ns_of(h)->store;
@@ -76,7 +77,8 @@ static void store_reserve_refused(struct holder *h, const struct store_reserve *
 	metrics_add(METRIC_reserves_refused, 1);
 	for (uint32_t i = 0; a->keys && i < a->n; i++)
 		if (a->slots[i] == RESERVE_NEW)
-			why_note(ns->why, index_hash(&ns->index, a->keys + (size_t)i * ns->desc->key_bytes).tag, reason, a->now_ns);
+			why_note(ns->why, index_hash(&ns->index, a->keys + (size_t)i * ns->desc->key_bytes).tag, reason,
+			         a->now_ns);
 }
 
 /* Makes the leases; -ENOMEM undoes those made so far. */
@@ -336,7 +338,8 @@ int store_release(struct holder *h, const uint32_t *slots, const uint32_t *gener
 
 	thread_assert(THREAD_LOOP);
 	for (i = 0; i < n; i++) {
-		if (!ns_slot_valid(ns, slots[i]) || ns_slot_generation(ns, slots[i]) != generations[i] || !lease_holds(h, slots[i]))
+		if (!ns_slot_valid(ns, slots[i]) || ns_slot_generation(ns, slots[i]) != generations[i] ||
+		    !lease_holds(h, slots[i]))
 			break;
 		lease_unhold(h, slots[i]);
 	}
@@ -372,9 +375,10 @@ static void store_retain(struct holder *h, uint32_t slot, const struct store_hin
 		sn->cap_retains = cap;
 	}
 	b->heat.flags |= HEAT_F_RETAINED;
-	sn->retains[sn->n_retains++] = (struct store_retain){ .slot = slot, .generation = ns_slot_generation(h->ns, slot),
-							      .priority = a->priority,
-							      .until_ns = a->now_ns + a->ttl_ms * 1000000ull };
+	sn->retains[sn->n_retains++] = (struct store_retain){ .slot = slot,
+		                                              .generation = ns_slot_generation(h->ns, slot),
+		                                              .priority = a->priority,
+		                                              .until_ns = a->now_ns + a->ttl_ms * 1000000ull };
 }
 
 int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_known)
@@ -383,7 +387,8 @@ int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_
 	uint32_t known = 0;
 
 	thread_assert(THREAD_LOOP);
-	if ((a->hint != STORE_HINT_RELEASE && a->hint != STORE_HINT_RETAIN && a->hint != STORE_HINT_TOUCH) || a->priority > 100)
+	if ((a->hint != STORE_HINT_RELEASE && a->hint != STORE_HINT_RETAIN && a->hint != STORE_HINT_TOUCH) ||
+	    a->priority > 100)
 		return STORE_E_INVAL;
 	for (uint32_t i = a->n; i-- > 0;) { /* tail first */
 		uint32_t slot = block_find(ns, a->keys + (size_t)i * ns->desc->key_bytes);

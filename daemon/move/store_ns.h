@@ -12,22 +12,22 @@ struct store_retain {
 };
 
 struct store_ns {
-	struct ns ns;                       /* first; in store->namespaces */
-	struct store *store;                /* borrows */
+	struct ns ns;        /* first; in store->namespaces */
+	struct store *store; /* borrows */
 	struct ns_desc desc;
-	struct tier_object index, records;  /* owns */
-	struct tier_region *memory;         /* owns; one a region number */
+	struct tier_object index, records; /* owns */
+	struct tier_region *memory;        /* owns; one a region number */
 	uint64_t used_bytes, share_bytes, max_bytes;
-	const struct store_policy *policy;  /* borrows; NULL: none configured */
-	uint32_t zombies;                   /* closed holders with slots in quarantine */
-	struct store_retain *retains;       /* owns */
+	const struct store_policy *policy; /* borrows; NULL: none configured */
+	uint32_t zombies;                  /* closed holders with slots in quarantine */
+	struct store_retain *retains;      /* owns */
 	uint32_t n_retains, cap_retains;
 };
 
 struct store_holder {
-	struct holder h;                    /* first */
-	struct store_ns *sn;                /* borrows */
-	struct tier_object page;            /* owns */
+	struct holder h;         /* first */
+	struct store_ns *sn;     /* borrows */
+	struct tier_object page; /* owns */
 };
 
 struct store_victim {
@@ -35,7 +35,7 @@ struct store_victim {
 	uint32_t slot;
 };
 
-struct store_plan {                         /* a region that would be taken from another namespace */
+struct store_plan { /* a region that would be taken from another namespace */
 	struct store_ns *sn;
 	uint32_t region;
 };
@@ -44,15 +44,15 @@ struct store_plan {                         /* a region that would be taken from
 
 struct store {
 	struct store_config config;
-	struct list namespaces;             /* owns: struct store_ns */
+	struct list namespaces; /* owns: struct store_ns */
 	uint32_t n_namespaces;
 	void (*on_pins)(void *ctx, void *owner, uint64_t pins);
 	void *on_pins_ctx;
-	struct store_victim *victims;       /* owns; condemned in the request in hand */
+	struct store_victim *victims; /* owns; condemned in the request in hand */
 	uint32_t n_victims, cap_victims;
 	struct store_plan plan[STORE_MAX_PLAN];
 	uint32_t n_plan;
-	uint32_t *seen, seen_epoch;         /* owns; 2 * SEEN_SIZE words: what the request in hand named already */
+	uint32_t *seen, seen_epoch; /* owns; 2 * SEEN_SIZE words: what the request in hand named already */
 };
 
 static inline struct store_ns *store_ns_of(struct holder *h)

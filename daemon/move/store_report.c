@@ -36,14 +36,29 @@ void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 		const struct store_ns *sn = store_ns_at(it);
 		const struct ns *ns = &sn->ns;
 		struct ns_report r = {
-			.name = sn->desc.name, .desc = &sn->desc, .fingerprint = ns->fingerprint,
-			.share_bytes = sn->share_bytes, .max_bytes = sn->max_bytes, .used_bytes = sn->used_bytes,
-			.n_slots = ns->n_slots, .free = ns->n_free, .used = ns->n_used, .quarantined = ns->n_quarantined,
-			.partial = ns->n_partial, .holders = ns->n_holders, .max_slots = ns->geo.max_slots,
-			.leaves_parked = ns->heat.parked, .grace = ns->heat.grace_live,
-			.stored = ns->counts.stored, .dropped = ns->counts.dropped, .deduplicated = ns->counts.deduplicated,
-			.aborted = ns->counts.aborted, .looked_up = ns->counts.looked_up, .hits = ns->counts.hits,
-			.misses = ns->counts.misses, .metadata_bytes = ns_metadata_bytes(ns),
+			.name = sn->desc.name,
+			.desc = &sn->desc,
+			.fingerprint = ns->fingerprint,
+			.share_bytes = sn->share_bytes,
+			.max_bytes = sn->max_bytes,
+			.used_bytes = sn->used_bytes,
+			.n_slots = ns->n_slots,
+			.free = ns->n_free,
+			.used = ns->n_used,
+			.quarantined = ns->n_quarantined,
+			.partial = ns->n_partial,
+			.holders = ns->n_holders,
+			.max_slots = ns->geo.max_slots,
+			.leaves_parked = ns->heat.parked,
+			.grace = ns->heat.grace_live,
+			.stored = ns->counts.stored,
+			.dropped = ns->counts.dropped,
+			.deduplicated = ns->counts.deduplicated,
+			.aborted = ns->counts.aborted,
+			.looked_up = ns->counts.looked_up,
+			.hits = ns->counts.hits,
+			.misses = ns->counts.misses,
+			.metadata_bytes = ns_metadata_bytes(ns),
 		};
 
 		if (i-- > 0)
@@ -91,10 +106,13 @@ int store_block(struct store *store, const char *name, const struct key *key, st
 	slot = block_find(ns, key->bytes);
 	if (slot == NS_NONE)
 		return STORE_E_NOENT;
-	*ret = (struct block_report){ .key = *key, .slot = slot, .generation = ns_slot_generation(ns, slot),
-				      .children = ns->blocks[slot].children, .state = "registered",
-				      .has_parent = ns->records[slot].parent != 0,
-				      .region = ns->regions[ns_region_of(ns, slot)].serial };
+	*ret = (struct block_report){ .key = *key,
+		                      .slot = slot,
+		                      .generation = ns_slot_generation(ns, slot),
+		                      .children = ns->blocks[slot].children,
+		                      .state = "registered",
+		                      .has_parent = ns->records[slot].parent != 0,
+		                      .region = ns->regions[ns_region_of(ns, slot)].serial };
 	ret->pins = lease_pins(ns, slot, &ret->holders);
 	parent = block_parent(ns, slot);
 	ret->parent_present = parent != NS_NONE;
@@ -161,25 +179,24 @@ int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, ui
 	return found ? 0 : STORE_E_NOENT;
 }
 
-int store_drop(struct store *store, const char *name, const uint8_t *keys, uint32_t key_bytes, uint32_t n,
-	       uint32_t *ret_dropped, uint32_t *ret_kept)
+int store_drop(struct store *store, struct store_drop *a)
 {
-	struct store_ns *sn = store_find(store, name);
+	struct store_ns *sn = store_find(store, a->name);
 
 	thread_assert(THREAD_LOOP);
 	if (!sn)
 		return STORE_E_NOENT;
-	if (key_bytes != sn->desc.key_bytes)
+	if (a->key_bytes != sn->desc.key_bytes)
 		return STORE_E_INVAL;
-	*ret_dropped = *ret_kept = 0;
-	for (uint32_t i = 0; i < n; i++) {
-		uint32_t slot = block_find(&sn->ns, keys + (size_t)i * key_bytes);
+	a->dropped = a->kept = 0;
+	for (uint32_t i = 0; i < a->n; i++) {
+		uint32_t slot = block_find(&sn->ns, a->keys + (size_t)i * a->key_bytes);
 
 		if (slot == NS_NONE)
 			continue;
 		if (space_condemn(store, &sn->ns, slot) < 0)
-			(*ret_kept)++;
-		*ret_dropped += space_settle(store, 0, WHY_FLUSHED, ret_kept);
+			a->kept++;
+		a->dropped += space_settle(store, 0, WHY_FLUSHED, &a->kept);
 	}
 	return 0;
 }

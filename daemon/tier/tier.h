@@ -20,12 +20,12 @@ enum {
 
 /* A range clients can map.  The tier owns all of it until region_drop(). */
 struct tier_region {
-	void *base;          /* the daemon's own mapping, read-write; NULL in a simulation */
-	uint64_t size;       /* bytes, a multiple of the tier's grain */
-	int fd;              /* read-write memfd, sealed against growing and shrinking; -1 in a simulation */
-	int ro_fd;           /* the same re-opened O_RDONLY: what a reader is sent */
-	bool huge;           /* on huge pages */
-	void *priv;          /* the tier's */
+	void *base;    /* the daemon's own mapping, read-write; NULL in a simulation */
+	uint64_t size; /* bytes, a multiple of the tier's grain */
+	int fd;        /* read-write memfd, sealed against growing and shrinking; -1 in a simulation */
+	int ro_fd;     /* the same re-opened O_RDONLY: what a reader is sent */
+	bool huge;     /* on huge pages */
+	void *priv;    /* the tier's */
 };
 
 /* A small shared object with one writer.  For the daemon's own (index, records) clients are sent ro_fd only; for a session page
@@ -37,13 +37,13 @@ struct tier_object {
 };
 
 struct tier_stat {
-	uint64_t size_bytes, used_bytes;  /* of the budget */
-	uint64_t populated_bytes;         /* touched so far, of prepared and used regions */
-	uint32_t regions;                 /* given out */
-	uint32_t nodes;                   /* NUMA nodes memory is bound to; 1: no binding */
+	uint64_t size_bytes, used_bytes; /* of the budget */
+	uint64_t populated_bytes;        /* touched so far, of prepared and used regions */
+	uint32_t regions;                /* given out */
+	uint32_t nodes;                  /* NUMA nodes memory is bound to; 1: no binding */
 	bool huge, huge_wanted;
-	const char *page_kind;            /* "hugetlb", "thp", "4k", "simulated" */
-	const char *note;                 /* why it is not what was wished for; "" */
+	const char *page_kind; /* "hugetlb", "thp", "4k", "simulated" */
+	const char *note;      /* why it is not what was wished for; "" */
 };
 
 struct tier;
@@ -59,7 +59,7 @@ struct tier_ops {
 	 * of @lanes: each is bound to a NUMA node (0: no preference).  The memory may still be untouched: it is
 	 * touched in parallel in the background.  Outcomes: TIER_E_FULL, TIER_E_NOMEM. */
 	int (*region_make)(struct tier *t, uint64_t size, uint64_t min_size, uint32_t lanes, uint64_t lane_area,
-			   struct tier_region *ret_region);
+	                   struct tier_region *ret_region);
 
 	/* Gives the memory back to the system at once, even where clients still map the region (they see zeros), and
 	 * closes it.  The caller knows that nobody reads or writes it any more. */

@@ -120,8 +120,7 @@ static void push(uint16_t verb, uint64_t id, uint32_t len, const int *fds, unsig
 	free(p);
 }
 
-static void check_frame(const struct wire_frame *f, uint16_t verb, uint64_t id, uint32_t len,
-                        unsigned n_fds)
+static void check_frame(const struct wire_frame *f, uint16_t verb, uint64_t id, uint32_t len, unsigned n_fds)
 {
 	ck_assert_uint_eq(f->head.verb, verb);
 	ck_assert_uint_eq(f->head.flags, WIRE_FLAG_REPLY);
