@@ -2,7 +2,7 @@
 #
 # One non-recursive makefile.  Sources are found by wildcard; which folder a file is in decides what it becomes:
 #   daemon/*/*.c daemon/*.c -> libkvbmd.a      daemon/main.c -> kvbmd
-#   client/*.c proto/*.c    -> libkvbm.so, .a  client/kvbmctl/*.c -> kvbmctl    client/examples/*.c -> examples/
+#   client/*.c proto/*.c    -> libkvbm.so, .a  client/kvbmctl/*.c -> kvbmctl, .a  client/examples/*.c -> examples/
 #   tests/{unit/*,integration,gpu}/test_*.c, tests/fuzz/fuzz_*.c, tests/bench/bench_*.c -> one program each
 #   tests/sim/*.c -> one program               tests/lib/*.c -> what the tests share
 #
@@ -115,6 +115,7 @@ PB_OBJ := $(if $(PB_C),$(B)/pic/gen/kvbm.pb-c.o)
 LIBD := $(B)/libkvbmd.a
 LIBC := $(B)/libkvbm.a
 LIBT := $(B)/libtest.a
+LIBK := $(if $(CTL_SRC),$(B)/libkvbmctl.a)
 SONAME := libkvbm.so.$(SOVERSION)
 SOFILE := libkvbm.so.$(VERSION)
 
@@ -274,6 +275,10 @@ $(LIBC): $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ)
 $(LIBT): $(call obj,$(TESTLIB_SRC))
 	$(archive)
 
+# All of the command line but main.c, so that tests reach its parts.
+$(B)/libkvbmctl.a: $(call obj,$(filter-out client/kvbmctl/main.c,$(CTL_SRC)))
+	$(archive)
+
 MAP := $(wildcard client/libkvbm.map)
 
 $(B)/$(SOFILE): $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) $(MAP)
@@ -290,7 +295,7 @@ $(B)/kvbmd: $(call obj,$(MAIN_SRC)) $(LIBD)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
-$(B)/kvbmctl: $(call obj,$(CTL_SRC)) $(LIBC) $(LIBD)
+$(B)/kvbmctl: $(call obj,client/kvbmctl/main.c) $(LIBK) $(LIBC) $(LIBD)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
@@ -304,7 +309,7 @@ $(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) $(1) -o $@ $(filter %.o,$^) -Wl,--star
 	-Wl,--end-group $(PKG_LIBS) $(CHECK_LIBS) -lm -ldl
 endef
 
-TEST_LIBS := $(LIBT) $(LIBC) $(LIBD)
+TEST_LIBS := $(LIBT) $(LIBK) $(LIBC) $(LIBD)
 
 $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(TEST_LIBS)
 	$(call link_test)

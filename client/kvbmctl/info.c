@@ -1,0 +1,179 @@
+/* Verbs that show what the daemon reports: status, namespaces, clients, tiers, metrics, top.  Rendering is generic (output.c). */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "ctl.h"
+#include "output.h"
+
+int verb_info(struct ctl *ctl, int argc, char **argv)
+{
+	json_t *value;
+	int r = ctl_args(ctl, NULL, &argc, argv, 0, strcmp(ctl->verb->name, "status") == 0 ? 0 : 1);
+
+	if (r >= 0)
+		return r;
+	r = ctl_info(ctl, ctl->verb->name, argc ? argv[0] : NULL, &value);
+	if (r != 0)
+		return r;
+	/* Everything about one thing reads better as lines than as a table with one row. */
+	if (argc && !ctl->json && json_array_size(value) == 1) {
+		json_t *one = json_incref(json_array_get(value, 0));
+
+		json_decref(value);
+		value = one;
+	}
+	ctl_print(ctl, value);
+	return CTL_DONE;
+}
+
+/* ---- metrics ---- */
+
+/* "name{labels} value" lines as an object; comments are left out. */
+static json_t *metrics_object(char *text)
+{
+	json_t *object = json_object();
+	char *save = NULL;
+
+	for (char *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+		char *value = strrchr(line, ' '), *end;
+		double x;
+
+		if (*line == '#' || !value)
+			continue;
+		*value++ = '\0';
+		x = strtod(value, &end);
+		if (*end)
+			continue;
+		if (!strpbrk(value, ".eEnN") && x < 9e18)
+			json_object_set_new(object, line, json_integer(strtoll(value, NULL, 10)));
+		else
+			json_object_set_new(object, line, json_real(x));
+	}
+	return object;
+}
+
+int verb_metrics(struct ctl *ctl, int argc, char **argv)
+{
+	char *text = NULL;
+	int r = ctl_args(ctl, NULL, &argc, argv, 0, 0);
+
+	if (r >= 0)
+		return r;
+	r = ctl_open(ctl);
+	if (r != 0)
+		return r;
+	r = kvbm_info(ctl->kvbm, "metrics", NULL, NULL, 0, &text);
+	if (r < 0)
+		return ctl_failed(ctl, "metrics", r);
+	if (ctl->json)
+		ctl_print(ctl, metrics_object(text));
+	else
+		fputs(text, stdout);
+	free(text);
+	return CTL_DONE;
+}
+
+/* ---- top ---- */
+
+static const char *const top_counters[] = { "looked_up", "hits", "stored", "dropped" };
+
+/* Adds "<counter>/s" to each namespace of @now, from its row of the same name in @before. */
+static void top_rates(json_t *now, const json_t *before, double seconds)
+{
+	json_t *row, *old;
+	size_t i, k;
+
+	json_array_foreach(now, i, row)
+	{
+		const char *name = json_string_value(json_object_get(row, "name"));
+
+		json_array_foreach(before, k, old)
+		{
+			const char *other = json_string_value(json_object_get(old, "name"));
+
+			if (!name || !other || strcmp(name, other) != 0)
+				continue;
+			for (size_t c = 0; c < sizeof(top_counters) / sizeof(*top_counters); c++) {
+				const json_t *a = json_object_get(old, top_counters[c]),
+					     *b = json_object_get(row, top_counters[c]);
+				char rate[32];
+
+				snprintf(rate, sizeof(rate), "%s/s", top_counters[c]);
+				if (json_is_number(a) && json_is_number(b))
+					json_object_set_new(
+						row, rate,
+						json_real((json_number_value(b) - json_number_value(a)) / seconds));
+			}
+		}
+	}
+}
+
+static int top_once(struct ctl *ctl, json_t **before, uint64_t *then_ns, bool clear)
+{
+	json_t *status, *namespaces;
+	uint64_t now_ns;
+	int r = ctl_info(ctl, "status", NULL, &status);
+
+	if (r != 0)
+		return r;
+	r = ctl_info(ctl, "namespaces", NULL, &namespaces);
+	if (r != 0) {
+		json_decref(status);
+		return r;
+	}
+	now_ns = clock_now_ns();
+	if (*before)
+		top_rates(namespaces, *before, (double)(now_ns - *then_ns) / 1e9);
+	json_decref(*before);
+	*before = json_deep_copy(namespaces);
+	*then_ns = now_ns;
+	if (clear)
+		printf("\033[H\033[2J");
+	if (ctl->json) {
+		json_object_set_new(status, "namespaces", namespaces);
+		ctl_print(ctl, status);
+	} else {
+		ctl_print(ctl, status);
+		printf("\n");
+		ctl_print(ctl, namespaces);
+	}
+	fflush(stdout);
+	return CTL_DONE;
+}
+
+int verb_top(struct ctl *ctl, int argc, char **argv)
+{
+	double interval = 1;
+	uint32_t count = 0;
+	const struct arg table[] = {
+		{ "interval", 'n', ARG_REAL, &interval, "SECONDS", "between two looks (1)" },
+		{ "count", 'c', ARG_U32, &count, "N", "end after so many looks (0: never)" },
+		{ 0 },
+	};
+	json_t *before = NULL;
+	uint64_t then_ns = 0;
+	int r = ctl_args(ctl, table, &argc, argv, 0, 0);
+
+	if (r >= 0)
+		return r;
+	if (interval < 0.05 || interval > 86400)
+		return ctl_usage(ctl, "interval is 0.05 to 86400 seconds");
+	for (uint32_t i = 0; count == 0 || i < count; i++) {
+		struct timespec pause = { .tv_sec = (time_t)interval,
+			                  .tv_nsec = (long)((interval - (double)(time_t)interval) * 1e9) };
+
+		if (i > 0)
+			while (nanosleep(&pause, &pause) != 0 && errno == EINTR)
+				;
+		r = top_once(ctl, &before, &then_ns, isatty(STDOUT_FILENO));
+		if (r != CTL_DONE)
+			break;
+	}
+	json_decref(before);
+	return r;
+}
