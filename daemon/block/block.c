@@ -8,7 +8,8 @@
  * Kinship: a child knows the slot and generation of its parent if that was here when the child came; otherwise, and when the parent is
  * forgotten before its children (a region taken back, an explicit drop), the orphan table counts, by the tag of the parent's key, the
  * children that cannot name its slot.  A parent that comes (back) takes them on.  Invariant: block.children is the number of
- * registered blocks that name it, by slot and generation or through the table.
+ * registered blocks that name it, by slot and generation or through the table.  Of two blocks with one tag (keys of more than 16 bytes can be
+ * made so) the table knows the first.
  */
 #include "block/block.h"
 
@@ -21,9 +22,9 @@
 #include "base/metrics.h"
 
 struct orphan {
-	uint64_t tag; /* of the parent's key */
-	uint32_t count;
-	uint32_t slot; /* of the parent if it is here, else NS_NONE */
+	uint64_t tag;   /* of the parent's key */
+	uint32_t count; /* 0 while the parent is here and its last orphan is condemned: it may be pardoned */
+	uint32_t slot;  /* of the parent if it is here, else NS_NONE */
 	UT_hash_handle hh;
 };
 
@@ -53,6 +54,14 @@ static void block_orphan_add(struct ns *ns, uint64_t tag, uint32_t n)
 		ns->blocks[o->slot].children += n;
 }
 
+static void block_orphan_tidy(struct ns *ns, struct orphan *o)
+{
+	if (o->count || o->slot != NS_NONE)
+		return;
+	HASH_DEL(ns->orphans, o);
+	free(o);
+}
+
 static void block_child_gone(struct ns *ns, uint32_t parent)
 {
 	struct block *p = &ns->blocks[parent];
@@ -66,15 +75,12 @@ static void block_orphan_sub(struct ns *ns, uint64_t tag)
 {
 	struct orphan *o = block_orphan_find(ns, tag);
 
-	if (!o)
-		return;
-	assert(o->count > 0);
+	if (!o || o->count == 0)
+		return; /* it was not counted, for want of memory */
 	if (o->slot != NS_NONE)
 		block_child_gone(ns, o->slot);
-	if (--o->count == 0) {
-		HASH_DEL(ns->orphans, o);
-		free(o);
-	}
+	o->count--;
+	block_orphan_tidy(ns, o);
 }
 
 /* The parent of @slot by slot and generation; NS_NONE: it has none, or is an orphan. */
@@ -170,7 +176,7 @@ int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8
 	ns->blocks[slot] = (struct block){ .heat = { .touch = ns->heat.clock } };
 	block_link_parent(ns, slot, parent_key);
 	o = block_orphan_find(ns, h.tag);
-	if (o) {
+	if (o && o->slot == NS_NONE) {
 		o->slot = slot;
 		ns->blocks[slot].children = o->count;
 	}
@@ -218,17 +224,18 @@ void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
 	struct block *b = &ns->blocks[slot];
 	uint64_t tag = block_tag(ns, slot);
 	struct orphan *o = block_orphan_find(ns, tag);
+	uint32_t counted = 0;
 
 	index_remove(&ns->index, block_tombstone(ns, slot));
-	if (o)
+	if (o && o->slot == slot) {
+		counted = o->count;
 		o->slot = NS_NONE;
-	if (b->children) {
-		uint32_t counted = o ? o->count : 0;
-
-		assert(b->children >= counted);
-		if (b->children > counted)
-			block_orphan_add(ns, tag, b->children - counted);
 	}
+	assert(b->children >= counted);
+	if (b->children > counted)
+		block_orphan_add(ns, tag, b->children - counted);
+	else if (o)
+		block_orphan_tidy(ns, o);
 	why_note(ns->why, tag, reason, ns->now_ns);
 	heat_forget(&ns->heat, slot);
 	ns->counts.dropped++;
