@@ -302,7 +302,8 @@ static void host_object_drop(struct tier *t, struct tier_object *object)
 	assert(region.base && h->n_objects > 0);
 	h->n_objects--;
 	region.size = page_up(object->size);
-	region_punch(&region);
+	if (!h->leaving)
+		region_punch(&region);
 	region_close(&region);
 	*object = (struct tier_object){ .fd = -1, .ro_fd = -1 };
 }
@@ -402,7 +403,10 @@ static int host_choose_pages(struct host *h, enum host_huge wish)
 		               "no huge pages: %s of 2M pages are free, shmem_enabled is \"%s\"; for faster copies set "
 		               "vm.nr_hugepages=%llu, or /sys/kernel/mm/transparent_hugepage/shmem_enabled to advise",
 		               have, s.thp_setting[0] ? s.thp_setting : "absent", (unsigned long long)pool);
-	log_info("g2: %s on %s: %s", size, s.thp ? "transparent huge pages" : "pages of 4K", h->note);
+	if (s.thp)
+		log_info("g2: %s on transparent huge pages: %s", size, h->note);
+	else
+		log_warn("g2: %s on pages of 4K: %s", size, h->note);
 	return 0;
 }
 
@@ -465,6 +469,12 @@ int host_new(const struct host_config *config, struct tier **ret_tier)
 	*ret_tier = &h->tier;
 	steal(&h);
 	return 0;
+}
+
+void host_leave(struct tier *t)
+{
+	thread_assert(THREAD_LOOP);
+	host_of(t)->leaving = true;
 }
 
 void host_close(struct tier *t, void (*closed)(void *arg), void *arg)

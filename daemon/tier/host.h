@@ -35,6 +35,10 @@ struct host_config {
  * ones.  Outcome: HOST_E_HUGE. */
 int host_new(const struct host_config *config, struct tier **ret_tier);
 
+/* The daemon ends: what is dropped from now on keeps its bytes for the clients that map it, which may be reading them, and is
+ * given back when the last one of these unmaps it. */
+void host_leave(struct tier *t);
+
 /* All regions and objects were dropped.  Touching stops; when the last job is done the memory goes and closed(arg) is
  * called, never inline; then the workers may be closed.  @closed may be NULL.  For a tier with a loop. */
 void host_close(struct tier *t, void (*closed)(void *arg), void *arg);

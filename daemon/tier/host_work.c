@@ -40,7 +40,12 @@ static void touch_run(struct job *job)
 
 static void punch_run(struct job *job)
 {
-	region_punch(&container_of(job, struct host_region, punch)->region);
+	struct host_region *hr = container_of(job, struct host_region, punch);
+
+	if (hr->keep)
+		region_close(&hr->region); /* takes as long, where nobody else maps it */
+	else
+		region_punch(&hr->region);
 }
 
 /* ---- back on the loop ---- */
@@ -143,7 +148,8 @@ static bool host_punch(struct host *h, struct host_region *hr)
 		h->n_busy++;
 		return true;
 	}
-	region_punch(&hr->region); /* clients may map it: closing alone would not give it back */
+	if (!hr->keep)
+		region_punch(&hr->region); /* clients may map it: closing alone would not give it back */
 	host_region_free(hr);
 	return true;
 }
@@ -202,10 +208,11 @@ void host_work_end(struct host *h, struct host_region *hr)
 	list_del(&hr->todo);
 	h->populated_bytes -= hr->populated;
 	hr->populated = 0;
+	hr->keep = h->leaving && hr->state == HOST_OUT;
 	hr->state = HOST_DYING;
 	list_add_tail(&h->dying, &hr->link);
 	atomic_store(&hr->stop, true);
-	if (hr->busy > 0 && punch_is_quick(h, hr))
+	if (hr->busy > 0 && !hr->keep && punch_is_quick(h, hr))
 		region_punch(&hr->region); /* most of it now; what the workers are at, when they let go */
 	host_work_kick(h);
 }

@@ -35,6 +35,7 @@ struct host_region {
 	uint32_t pass;      /* a second one moves what was touched before it had lanes */
 	struct nodes_map map;
 	struct job punch;
+	bool keep;        /* once it is dying: clients keep its bytes */
 	atomic_bool stop; /* any thread: no more touching */
 };
 
@@ -68,6 +69,7 @@ struct host {
 	struct loop_deferred fill;
 	struct loop_timer retry;
 	bool closing;
+	bool leaving; /* clients keep what they map */
 	void (*closed)(void *arg);
 	void *closed_arg;
 };

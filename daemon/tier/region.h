@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* region.h: one range of shared memory as a sealed memfd, on the pages that were asked for.
  *
- * Loop thread, except region_populate() and region_punch().  The struct is the caller's and owns its descriptors and its mapping.
+ * Loop thread, except region_populate(), region_punch() and region_close().  The struct is the caller's and owns its descriptors and its mapping.
  */
 #ifndef TIER_REGION_H
 #define TIER_REGION_H
@@ -59,7 +59,7 @@ void region_punch(struct region *region);
 /* Bytes the system has given to it now. */
 uint64_t region_resident(const struct region *region);
 
-/* Unmaps and closes.  Takes a closed one. */
+/* Any thread.  Unmaps and closes.  Takes a closed one. */
 void region_close(struct region *region);
 
 #endif
