@@ -87,6 +87,7 @@ void space_region_drop(struct store_ns *sn, uint32_t r)
 	ns_region_remove(&sn->ns, r);
 	host->ops->region_drop(host, &sn->memory[r]);
 	sn->memory[r] = (struct tier_region){ .fd = -1, .ro_fd = -1 };
+	store_ns_limit(sn);
 }
 
 static bool space_may_grow(const struct store_ns *sn)

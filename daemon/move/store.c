@@ -159,21 +159,49 @@ static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
 	return r;
 }
 
+void store_ns_limit(struct store_ns *sn)
+{
+	sn->max_bytes = sn->allowed_bytes > sn->used_bytes ? sn->allowed_bytes : sn->used_bytes;
+}
+
+static uint64_t store_policy_max(const struct store *store, const struct store_policy *policy)
+{
+	struct tier *host = store->config.host;
+	struct tier_stat stat;
+	uint64_t max;
+
+	host->ops->stat(host, &stat);
+	max = policy && policy->max_bytes < stat.size_bytes ? policy->max_bytes : stat.size_bytes;
+	return max / host->ops->grain(host) * host->ops->grain(host);
+}
+
+void store_configure(struct store *store, const struct store_config *config)
+{
+	thread_assert(THREAD_LOOP);
+	store->config.policies = config->policies;
+	store->config.n_policies = config->n_policies;
+	store->config.write_timeout_ns = config->write_timeout_ns;
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+		const struct store_policy *policy = store_policy_of(store, sn->desc.name);
+
+		sn->share_bytes = policy ? policy->share_bytes : 0;
+		sn->allowed_bytes = store_policy_max(store, policy);
+		store_ns_limit(sn);
+	}
+}
+
 static int store_ns_new(struct store *store, const struct ns_desc *desc, const struct store_policy *policy,
                         struct store_ns **ret_sn)
 {
 	struct tier *host = store->config.host;
-	struct tier_stat stat;
+	uint64_t max = store_policy_max(store, policy);
 	struct ns_geometry geo;
 	struct store_ns *sn;
-	uint64_t max;
 	int r;
 
 	if (store->n_namespaces >= store->config.max_namespaces)
 		return STORE_E_LIMIT;
-	host->ops->stat(host, &stat);
-	max = policy && policy->max_bytes < stat.size_bytes ? policy->max_bytes : stat.size_bytes;
-	max = max / host->ops->grain(host) * host->ops->grain(host);
 	if (ns_geometry(desc->lane_bytes, desc->lanes, host->ops->region_size(host), host->ops->grain(host), max, &geo) != 0)
 		return STORE_E_NOSPACE;
 	sn = calloc(1, sizeof(*sn));
@@ -181,8 +209,7 @@ static int store_ns_new(struct store *store, const struct ns_desc *desc, const s
 		return -ENOMEM;
 	sn->store = store;
 	sn->desc = *desc;
-	sn->policy = policy;
-	sn->max_bytes = max;
+	sn->max_bytes = sn->allowed_bytes = max;
 	sn->share_bytes = policy ? policy->share_bytes : 0;
 	r = store_ns_memory(sn, &geo);
 	if (r != 0) {

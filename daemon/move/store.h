@@ -58,6 +58,11 @@ int store_new(const struct store_config *config, struct store **ret_store);
 /* All holders must be closed. */
 struct store *store_free(struct store *store);
 
+/* What a re-read configuration may change: policies and write_timeout_ns; the rest of @config is not looked at.  Namespaces that
+ * exist follow their policy: one that has more than its new maximum gets no more memory until it has less; none grows beyond
+ * the maximum it was made with, which its index is cut for. */
+void store_configure(struct store *store, const struct store_config *config);
+
 /* Attaches @uid's session to the namespace of @desc, creating it at first use.  @user is charged for what the holder takes and must outlive
  * it (also while quarantined).  Outcomes: MISMATCH (*ret_have is the existing fingerprint, ret_want the given one), PERM, LIMIT, NOSPACE,
  * INVAL. */

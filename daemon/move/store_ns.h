@@ -17,10 +17,11 @@ struct store_ns {
 	struct ns_desc desc;
 	struct tier_object index, records; /* owns */
 	struct tier_region *memory;        /* owns; one a region number */
-	uint64_t used_bytes, share_bytes, max_bytes;
-	const struct store_policy *policy; /* borrows; NULL: none configured */
-	uint32_t zombies;                  /* closed holders with slots in quarantine */
-	struct store_retain *retains;      /* owns */
+	uint64_t used_bytes, share_bytes;
+	uint64_t max_bytes;           /* never below used_bytes */
+	uint64_t allowed_bytes;       /* what the policy says; max_bytes comes down to it as regions go */
+	uint32_t zombies;             /* closed holders with slots in quarantine */
+	struct store_retain *retains; /* owns */
 	uint32_t n_retains, cap_retains;
 };
 
@@ -75,6 +76,8 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *r
 int space_condemn(struct store *store, struct ns *ns, uint32_t slot);
 uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason, uint32_t *ret_kept);
 void space_region_drop(struct store_ns *sn, uint32_t region);
+/* Sets max_bytes: call after used_bytes went down or allowed_bytes changed. */
+void store_ns_limit(struct store_ns *sn);
 
 /* Has the request in hand named @x before?  store_seen_begin() first. */
 void store_seen_begin(struct store *store);
