@@ -1,0 +1,539 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The composition root: makes the modules in the order of one table, and ends them in the reverse.
+ *
+ * Owns: all modules, by value or by pointer.  No module knows this file.
+ *
+ * Ending takes turns of the loop: sessions send what they have to send, workers finish.  So each step's end has two halves:
+ * stop() begins it, is_stopped() is asked at the end of every turn until it says yes; then comes the step before.  A start
+ * that fails half-way ends the same way.
+ *
+ *   STARTING -> SERVING      all steps started
+ *   STARTING, SERVING -> STOPPING   a step failed; SIGTERM, SIGINT        (a second one: without waiting for clients)
+ */
+#include "daemon.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include <kvbm_version.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "base/size.h"
+#include "base/thread.h"
+#include "loop/loop.h"
+#include "loop/mailbox.h"
+#include "loop/worker.h"
+#include "move/store.h"
+#include "notify.h"
+#include "server/life.h"
+#include "server/listener.h"
+#include "server/service.h"
+#include "server/session.h"
+#include "tier/host.h"
+
+#define TICK_NS CLOCK_NS_PER_S
+#define TICK_MIN_NS (10 * CLOCK_NS_PER_MS)
+#define ZOMBIE_NS (60 * CLOCK_NS_PER_S) /* longest known time for which I/O of a dead process goes on */
+#define WORKERS_MAX 16u
+#define JOBS_WAITING 256u
+
+struct daemon {
+	struct config config;
+	const struct config_sources *sources; /* borrows */
+
+	struct loop *loop; /* owns, as all below */
+	struct notify notify;
+	struct loop_signal on_term, on_int, on_hup;
+	struct mailbox *mailbox;
+	struct worker_pool *workers;
+	struct tier *host;
+	struct life life;
+	struct store *store;
+	struct store_policy policies[CONFIG_MAX_NAMESPACES];
+	struct service service;
+	struct sessions sessions;
+	struct loop_timer tick;     /* the store's time; runs while there is somebody or something to look after */
+	struct loop_timer patience; /* while clients may still take their replies */
+	struct listener listener;
+
+	struct loop_hook turn;
+	unsigned n_started; /* steps */
+	bool stopping, step_is_stopping;
+	bool impatient, sessions_closed;
+	bool host_is_closed, workers_are_closed, mailbox_is_closed;
+	enum daemon_exit code;
+};
+
+/* ---- from the configuration ---- */
+
+static void daemon_policies(struct daemon *d)
+{
+	const struct config *c = &d->config;
+
+	for (uint32_t i = 0; i < c->n_namespaces; i++) {
+		const struct config_namespace *ns = &c->namespaces[i];
+		struct store_policy *p = &d->policies[i];
+
+		_Static_assert(sizeof(p->name) == sizeof(ns->name), "a section's name fits");
+		memcpy(p->name, ns->name, sizeof(p->name));
+		p->share_bytes = config_amount_bytes(&ns->share, c->g2_size_bytes);
+		p->max_bytes = config_amount_bytes(&ns->max, c->g2_size_bytes);
+		p->uids = ns->uids.uid;
+		p->n_uids = ns->uids.n;
+	}
+}
+
+static struct store_config daemon_store_config(struct daemon *d)
+{
+	const struct config *c = &d->config;
+
+	daemon_policies(d);
+	return (struct store_config){
+		.host = d->host,
+		.policies = d->policies,
+		.n_policies = c->n_namespaces,
+		.max_namespaces = (uint32_t)c->namespaces_max,
+		.grace_percent = (uint32_t)c->g2_grace_percent,
+		.why_entries = (uint32_t)c->why_entries,
+		.write_timeout_ns = c->write_timeout_ns,
+		.boot_id = d->life.boot_id,
+	};
+}
+
+static struct sessions_config daemon_sessions_config(const struct daemon *d)
+{
+	const struct config *c = &d->config;
+
+	return (struct sessions_config){
+		.conn = { .timeout_ns = c->frame_timeout_ns, .output_bytes = (uint32_t)c->output_bytes },
+		.max_sessions = (uint32_t)c->max_sessions,
+		.max_per_uid = (uint32_t)c->max_sessions_per_uid,
+		.slots_per_session = c->slots_per_session,
+		.slots_per_uid = c->slots_per_uid,
+		.holds_per_session = c->leases_per_session,
+		.holds_per_uid = UINT64_MAX, /* bounded by sessions */
+		.pins_per_session = c->pins_per_session,
+		.zombie_ns = ZOMBIE_NS,
+		.allow_uids = c->allow_uids.uid,
+		.n_allow_uids = c->allow_uids.n,
+	};
+}
+
+static unsigned daemon_n_workers(const struct config *c)
+{
+	cpu_set_t cpus;
+	unsigned n = 1;
+
+	if (c->workers > 0)
+		return (unsigned)c->workers;
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0)
+		n = (unsigned)CPU_COUNT(&cpus) / 2; /* the other half is for the engines, who wait for us at the same time */
+	return n < 1 ? 1 : n > WORKERS_MAX ? WORKERS_MAX : n;
+}
+
+/* ---- signals ---- */
+
+static void daemon_stop(struct daemon *d)
+{
+	if (d->stopping) {
+		d->impatient = true;
+		return;
+	}
+	d->stopping = true; /* the rest is done at the end of this turn */
+}
+
+static void daemon_on_term(struct loop_signal *s, int signum)
+{
+	struct daemon *d = signum == SIGINT ? container_of(s, struct daemon, on_int)
+	                                    : container_of(s, struct daemon, on_term);
+
+	log_info("%s: %s", strsignal(signum), d->stopping ? "not waiting for clients any more" : "stopping");
+	daemon_stop(d);
+}
+
+static void daemon_apply(struct daemon *d, const struct config *config)
+{
+	struct sessions_config sessions;
+	struct store_config store;
+
+	/* In place: modules borrow lists of uids out of it. */
+	d->config = *config;
+	log_set_level(log_level_name((enum log_level)config->log));
+	sessions = daemon_sessions_config(d);
+	sessions_configure(&d->sessions, &sessions);
+	store = daemon_store_config(d);
+	store_configure(d->store, &store);
+}
+
+static void daemon_on_hup(struct loop_signal *s, int signum)
+{
+	struct daemon *d = container_of(s, struct daemon, on_hup);
+	struct config next, merged;
+	struct config_error error;
+	char kept[1024];
+
+	(void)signum;
+	if (d->stopping)
+		return;
+	notify_reloading();
+	if (config_load(d->sources, &next, &error) != 0) {
+		log_error("configuration not reloaded, all stays as it is: %s", error.text);
+	} else if (config_reload(&d->config, &next, &merged, kept, sizeof(kept), &error) != 0) {
+		log_error("configuration not reloaded, all stays as it is: %s", error.text);
+	} else {
+		daemon_apply(d, &merged);
+		log_info("configuration reloaded%s%s", kept[0] ? "; these need a restart and keep their value: " : "",
+		         kept);
+	}
+	notify_reloaded();
+}
+
+/* ---- time ---- */
+
+static void daemon_on_tick(struct loop_timer *t);
+
+/* Nothing ticks while there is nobody whose limits could be passed, and no deadline. */
+static void daemon_arm_tick(struct daemon *d)
+{
+	uint64_t now = loop_now_ns(d->loop), next = store_next_ns(d->store), wait = UINT64_MAX;
+
+	if (d->sessions.n > 0)
+		wait = TICK_NS;
+	if (next != UINT64_MAX)
+		wait = next <= now ? 0 : next - now < wait ? next - now : wait;
+	if (wait != UINT64_MAX)
+		loop_timer_start(&d->tick, wait < TICK_MIN_NS ? TICK_MIN_NS : wait, 0, daemon_on_tick);
+}
+
+static void daemon_on_tick(struct loop_timer *t)
+{
+	struct daemon *d = container_of(t, struct daemon, tick);
+
+	store_tick(d->store, loop_now_ns(d->loop));
+	daemon_arm_tick(d);
+}
+
+/* ---- steps ---- */
+
+static int start_notify(struct daemon *d)
+{
+	notify_start(&d->notify, d->loop);
+	return 0;
+}
+
+static void stop_notify(struct daemon *d)
+{
+	notify_stop(&d->notify);
+}
+
+/* Before memory is made: a second daemon at the same place is refused without having taken any. */
+static int start_socket(struct daemon *d)
+{
+	const struct config *c = &d->config;
+	const struct config_where *where = &c->where[0]; /* of daemon.socket, the first row */
+	struct listener_config config = {
+		.path = c->socket,
+		.group = c->socket_group,
+		.mode = (mode_t)c->socket_mode,
+		.make_directory = where->source == CONFIG_DEFAULT,
+	};
+	int r = listener_open(&d->listener, &config);
+
+	return r == LISTENER_E_CONFIG ? DAEMON_REFUSED : r < 0 ? error_trace(r) : r;
+}
+
+static void stop_socket(struct daemon *d)
+{
+	listener_close(&d->listener);
+}
+
+static int start_signals(struct daemon *d)
+{
+	int r = loop_signal_start(d->loop, &d->on_term, SIGTERM, daemon_on_term);
+
+	assert(r == 0);
+	r = loop_signal_start(d->loop, &d->on_int, SIGINT, daemon_on_term);
+	assert(r == 0);
+	r = loop_signal_start(d->loop, &d->on_hup, SIGHUP, daemon_on_hup);
+	assert(r == 0);
+	return r;
+}
+
+static void stop_signals(struct daemon *d)
+{
+	loop_signal_close(&d->on_term, NULL);
+	loop_signal_close(&d->on_int, NULL);
+	loop_signal_close(&d->on_hup, NULL);
+}
+
+static void set_true(void *arg)
+{
+	*(bool *)arg = true;
+}
+
+static int start_mailbox(struct daemon *d)
+{
+	return error_trace(mailbox_new(d->loop, &d->mailbox));
+}
+
+static void stop_mailbox(struct daemon *d)
+{
+	mailbox_close(d->mailbox, set_true, &d->mailbox_is_closed);
+}
+
+static bool mailbox_is_stopped(struct daemon *d)
+{
+	return d->mailbox_is_closed;
+}
+
+static int start_workers(struct daemon *d)
+{
+	return error_trace(worker_pool_new(d->mailbox, daemon_n_workers(&d->config), JOBS_WAITING, &d->workers));
+}
+
+static void stop_workers(struct daemon *d)
+{
+	worker_pool_close(d->workers, set_true, &d->workers_are_closed);
+}
+
+static bool workers_are_stopped(struct daemon *d)
+{
+	return d->workers_are_closed;
+}
+
+static int start_host(struct daemon *d)
+{
+	static const enum host_huge huge[] = {
+		[CONFIG_HUGE_AUTO] = HOST_HUGE_AUTO,
+		[CONFIG_HUGE_REQUIRE] = HOST_HUGE_REQUIRE,
+		[CONFIG_HUGE_NEVER] = HOST_HUGE_NEVER,
+	};
+	struct host_config config = {
+		.size = d->config.g2_size_bytes,
+		.region_size = d->config.g2_region_bytes,
+		.huge = huge[d->config.g2_huge_pages],
+		.numa = d->config.g2_numa != 0,
+		.loop = d->loop,
+		.workers = d->workers,
+	};
+	int r = host_new(&config, &d->host);
+
+	return r == HOST_E_HUGE ? DAEMON_REFUSED : r;
+}
+
+static void stop_host(struct daemon *d)
+{
+	host_close(d->host, set_true, &d->host_is_closed);
+}
+
+static bool host_is_stopped(struct daemon *d)
+{
+	return d->host_is_closed;
+}
+
+static int start_life(struct daemon *d)
+{
+	return error_trace(life_init(&d->life));
+}
+
+static void stop_life(struct daemon *d)
+{
+	life_deinit(&d->life);
+}
+
+static int start_store(struct daemon *d)
+{
+	struct store_config config = daemon_store_config(d);
+
+	return error_trace(store_new(&config, &d->store));
+}
+
+static void stop_store(struct daemon *d)
+{
+	/* Who was reading a block when we were told to stop reads on: the bytes stay until he unmaps them. */
+	host_leave(d->host);
+	d->store = store_free(d->store);
+}
+
+static int start_service(struct daemon *d)
+{
+	d->service = (struct service){
+		.store = d->store,
+		.host = d->host,
+		.life = &d->life,
+		.socket = d->listener.path,
+		.start_ns = loop_now_ns(d->loop),
+	};
+	return error_trace(service_init(&d->service));
+}
+
+static void stop_service(struct daemon *d)
+{
+	service_deinit(&d->service);
+}
+
+static int start_sessions(struct daemon *d)
+{
+	struct sessions_config config = daemon_sessions_config(d);
+
+	sessions_init(&d->sessions, d->loop, &d->service, &config);
+	loop_timer_init(d->loop, &d->tick);
+	loop_timer_init(d->loop, &d->patience);
+	return 0;
+}
+
+static void daemon_on_patience(struct loop_timer *t)
+{
+	container_of(t, struct daemon, patience)->impatient = true;
+}
+
+static void stop_sessions(struct daemon *d)
+{
+	loop_timer_close(&d->tick, NULL);
+	loop_timer_start(&d->patience, d->config.stop_timeout_ns, 0, daemon_on_patience);
+	sessions_drain(&d->sessions);
+}
+
+static bool sessions_are_stopped(struct daemon *d)
+{
+	if (d->sessions.n > 0 && !d->impatient && d->config.stop_timeout_ns > 0)
+		return false;
+	if (!d->sessions_closed) {
+		if (d->sessions.n > 0)
+			log_warn("%u clients had to be disconnected", d->sessions.n);
+		d->sessions_closed = true;
+		loop_timer_close(&d->patience, NULL);
+		sessions_close(&d->sessions);
+	}
+	if (d->sessions.n_all > 0)
+		return false;
+	sessions_deinit(&d->sessions);
+	return true;
+}
+
+static int start_listener(struct daemon *d)
+{
+	return error_trace(listener_start(&d->listener, d->loop, &d->sessions));
+}
+
+/* start() returns 0, a fault, or a DAEMON_* that it has logged; after the last two there is nothing to stop. */
+static const struct step {
+	int (*start)(struct daemon *d);
+	void (*stop)(struct daemon *d);
+	bool (*is_stopped)(struct daemon *d); /* NULL: stop() was all */
+} steps[] = {
+	{ start_notify, stop_notify, NULL },
+	{ start_socket, stop_socket, NULL },
+	{ start_signals, stop_signals, NULL },
+	{ start_mailbox, stop_mailbox, mailbox_is_stopped },
+	{ start_workers, stop_workers, workers_are_stopped },
+	{ start_host, stop_host, host_is_stopped },
+	{ start_life, stop_life, NULL },
+	{ start_store, stop_store, NULL },
+	{ start_service, stop_service, NULL },
+	{ start_sessions, stop_sessions, sessions_are_stopped },
+	{ start_listener, stop_socket, NULL }, /* the socket first: nobody new */
+};
+#define N_STEPS (sizeof(steps) / sizeof(steps[0]))
+
+static void daemon_end_steps(struct daemon *d)
+{
+	while (d->n_started > 0) {
+		const struct step *step = &steps[d->n_started - 1];
+
+		if (!d->step_is_stopping)
+			step->stop(d);
+		d->step_is_stopping = true;
+		if (step->is_stopped && !step->is_stopped(d))
+			return;
+		d->step_is_stopping = false;
+		d->n_started--;
+	}
+	loop_hook_remove(&d->turn);
+	loop_stop(d->loop);
+}
+
+static void daemon_on_turn(struct loop_hook *hook)
+{
+	struct daemon *d = container_of(hook, struct daemon, turn);
+
+	if (d->stopping)
+		daemon_end_steps(d);
+	else if (d->sessions.n > 0 && !loop_timer_is_running(&d->tick))
+		daemon_arm_tick(d);
+}
+
+/* ---- the whole ---- */
+
+/* What holds for the process: nobody of our uid may look into it, nobody ends it by closing a pipe. */
+static void daemon_prepare_process(void)
+{
+	struct rlimit files;
+
+	thread_set_role(THREAD_LOOP);
+	(void)signal(SIGPIPE, SIG_IGN);
+	if (prctl(PR_SET_DUMPABLE, 0) != 0)
+		log_warn("other processes of our uid could look into this one: %s", strerror(errno));
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+		files.rlim_cur = files.rlim_max;
+		if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+			log_warn("the limit of descriptors stays low: %s", strerror(errno));
+	}
+}
+
+static void daemon_say_start(const struct daemon *d)
+{
+	char size[SIZE_TEXT_MAX];
+	struct tier_stat stat;
+
+	d->host->ops->stat(d->host, &stat);
+	log_info("kvbmd " KVBM_VERSION " serves on %s%s: g2 %s on pages of kind %s, %u workers%s%s", d->listener.path,
+	         d->listener.inherited ? " (handed over)" : "", size_format(stat.size_bytes, size, sizeof(size)),
+	         stat.page_kind, daemon_n_workers(&d->config), d->config.file[0] ? ", settings of " : "", d->config.file);
+}
+
+static void daemon_start(struct daemon *d)
+{
+	int r = 0;
+
+	while (d->n_started < N_STEPS && r == 0) {
+		r = steps[d->n_started].start(d);
+		d->n_started += r == 0;
+	}
+	if (r == 0) {
+		daemon_say_start(d);
+		notify_ready(&d->notify, d->host);
+		return;
+	}
+	d->code = r > 0 ? (enum daemon_exit)r : DAEMON_FAILED;
+	d->stopping = d->impatient = true;
+}
+
+enum daemon_exit daemon_run(const struct config *config, const struct config_sources *sources)
+{
+	static struct daemon daemon; /* large, and there is one */
+	struct daemon *d = &daemon;
+
+	*d = (struct daemon){ .config = *config, .sources = sources, .code = DAEMON_OK };
+	log_set_level(log_level_name((enum log_level)config->log));
+	daemon_prepare_process();
+	if (loop_new(&d->loop) != 0)
+		return DAEMON_FAILED;
+	daemon_start(d);
+	/* From here on, so that it sees all modules or none. */
+	loop_on_turn_end(d->loop, &d->turn, daemon_on_turn);
+	loop_run(d->loop);
+	assert(d->n_started == 0);
+	d->loop = loop_free(d->loop);
+	if (d->code == DAEMON_OK)
+		log_info("stopped");
+	return d->code;
+}
