@@ -231,12 +231,17 @@ static void heat_compact(struct heat *h)
 	}
 }
 
+static void heat_bound(struct heat *h)
+{
+	if (h->entries > 2ull * h->n_slots + 65536)
+		heat_compact(h);
+}
+
 void heat_place(struct heat *h, uint32_t slot)
 {
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
 
-	if (h->entries > 2ull * h->n_slots + 65536)
-		heat_compact(h);
+	heat_bound(h);
 	heat_put(h, m, slot, m->touch);
 	h->placed++;
 }
@@ -272,6 +277,7 @@ void heat_release(struct heat *h, uint32_t slot)
 
 	if (m->where != HEAT_ORDER && m->where != HEAT_PARKED)
 		return;
+	heat_bound(h); /* each hint may leave a stale entry */
 	h->ops->held(h->ctx, slot, &touch);
 	m->touch = touch;
 	m->flags |= HEAT_F_RELEASED;

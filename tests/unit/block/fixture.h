@@ -4,6 +4,7 @@
 #define TESTS_BLOCK_FIXTURE_H
 
 #include <check.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include "block/block.h"

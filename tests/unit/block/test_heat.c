@@ -1,0 +1,620 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Unit tests of block/heat.c: the order against exact leaf-LRU, parking, grace, retains, the calendar and its memory. */
+#include "block/heat.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/rng.h"
+#include "tests/unit/block/fixture.h"
+
+#define SLOTS 70000u /* more chunks than a slab has */
+
+static struct heat heat;
+static struct heat_mark marks[SLOTS];
+static uint32_t uses[SLOTS], parents[SLOTS], children[SLOTS];
+static bool helds[SLOTS], used[SLOTS];
+
+static struct heat_mark *ops_mark(void *ctx, uint32_t slot)
+{
+	assert(ctx == marks && slot < SLOTS);
+	return &marks[slot];
+}
+
+static bool ops_held(void *ctx, uint32_t slot, uint32_t *touch)
+{
+	(void)ctx;
+	if (used[slot] && (int32_t)(uses[slot] - *touch) > 0)
+		*touch = uses[slot];
+	return helds[slot];
+}
+
+static bool ops_has_children(void *ctx, uint32_t slot)
+{
+	(void)ctx;
+	return children[slot] > 0;
+}
+
+static void ops_prefetch(void *ctx, uint32_t slot)
+{
+	(void)ctx;
+	assert(slot < SLOTS);
+}
+
+static const struct heat_ops ops = { ops_mark, ops_held, ops_has_children, ops_prefetch };
+
+static void open_heat(uint32_t n_slots, uint32_t grace)
+{
+	ck_assert_uint_le(n_slots, SLOTS);
+	memset(marks, 0, n_slots * sizeof(*marks));
+	memset(used, 0, n_slots * sizeof(*used));
+	memset(children, 0, n_slots * sizeof(*children));
+	memset(helds, 0, n_slots * sizeof(*helds));
+	ck_assert_int_eq(heat_init(&heat, n_slots, grace, &ops, marks), 0);
+}
+
+static void setup(void)
+{
+	open_heat(100, 4);
+}
+
+static void teardown(void)
+{
+	heat_deinit(&heat);
+	ck_assert_ptr_null(heat.slabs);
+}
+
+static void tick(void)
+{
+	heat.placed = heat.per_tick;
+	heat_tick(&heat);
+}
+
+/* A block comes, as block_register() and store_commit() have it; @parent must be there. */
+static void come(uint32_t slot, uint32_t parent)
+{
+	marks[slot] = (struct heat_mark){ .touch = heat.clock };
+	used[slot] = false;
+	parents[slot] = parent;
+	if (parent != NS_NONE)
+		children[parent]++;
+	heat_place(&heat, slot);
+}
+
+static void use(uint32_t slot)
+{
+	used[slot] = true;
+	uses[slot] = heat.clock;
+}
+
+static void go(uint32_t slot)
+{
+	uint32_t parent = parents[slot];
+
+	heat_forget(&heat, slot);
+	if (parent != NS_NONE && --children[parent] == 0)
+		heat_unpark(&heat, parent);
+}
+
+static uint32_t pick(void)
+{
+	uint64_t budget = 10000;
+	uint32_t slot;
+
+	return heat_pick(&heat, &slot, &budget) ? slot : NS_NONE;
+}
+
+/* Picks and drops.  Check writes a message for each of its assertions: in loops plain ones are faster. */
+static uint32_t drop(void)
+{
+	uint32_t slot = pick();
+
+	if (slot != NS_NONE) {
+		assert(marks[slot].where == HEAT_NOWHERE);
+		go(slot);
+	}
+	return slot;
+}
+
+static void ck_empty(void)
+{
+	ck_assert_uint_eq(drop(), NS_NONE);
+	ck_assert_uint_eq(heat.in_order, 0);
+	ck_assert_uint_eq(heat.parked, 0);
+	ck_assert_uint_eq(heat.grace_live, 0);
+}
+
+/* ---- the order ---- */
+
+START_TEST(first_in_first_out)
+{
+	ck_assert_uint_eq(pick(), NS_NONE);
+	for (uint32_t i = 0; i < 100; i++) {
+		if (i % 3 == 0)
+			tick();
+		come(i, NS_NONE);
+	}
+	ck_assert_uint_eq(heat.in_order, 100);
+	for (uint32_t i = 0; i < 100; i++)
+		ck_assert_uint_eq(drop(), i);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(clock_ticks_when_enough_was_placed)
+{
+	heat_deinit(&heat);
+	open_heat(2048 * 3, 0);
+	ck_assert_uint_eq(heat.per_tick, 3);
+	ck_assert_uint_eq(heat_tick(&heat), 1);
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	ck_assert_uint_eq(heat_tick(&heat), 1);
+	come(2, NS_NONE);
+	ck_assert_uint_eq(heat_tick(&heat), 2);
+	ck_assert_uint_eq(heat_tick(&heat), 2);
+}
+END_TEST
+
+START_TEST(a_use_moves_its_block)
+{
+	for (uint32_t i = 0; i < 4; i++) {
+		tick();
+		come(i, NS_NONE);
+	}
+	use(0);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 3);
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+/* Within a tick uses have no order: what was used in the tick of its place is as cold as it was. */
+START_TEST(a_tick_is_the_grain)
+{
+	tick();
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	use(0);
+	ck_assert_uint_eq(pick(), 0);
+	heat_place(&heat, 0);
+	tick();
+	come(2, NS_NONE);
+	ck_assert_uint_eq(drop(), 1); /* that one was proposed and put back behind it */
+	ck_assert_uint_eq(drop(), 0);
+	ck_assert_uint_eq(drop(), 2);
+}
+END_TEST
+
+START_TEST(held_blocks_are_passed_over)
+{
+	uint64_t budget = 10;
+	uint32_t slot;
+
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	tick();
+	tick();
+	helds[0] = helds[1] = true;
+	ck_assert(!heat_pick(&heat, &slot, &budget));
+	ck_assert_uint_eq(budget, 0); /* looked again and again, as often as it may */
+	ck_assert_uint_eq(heat.in_order, 2);
+	ck_assert_uint_eq(marks[0].touch, heat.clock);
+	helds[1] = false;
+	ck_assert_uint_eq(pick(), 1);
+}
+END_TEST
+
+START_TEST(retained_blocks_wait_for_their_end)
+{
+	come(0, NS_NONE);
+	marks[0].flags |= HEAT_F_RETAINED;
+	tick();
+	come(1, NS_NONE);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_uint_eq(pick(), NS_NONE);
+	heat.ignore_retained = true;
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(parents_wait_for_their_children)
+{
+	come(0, NS_NONE);
+	tick();
+	come(1, 0);
+	tick();
+	come(2, 0);
+	ck_assert_uint_eq(pick(), 1);
+	ck_assert_uint_eq(heat.parked, 1);
+	go(1);
+	ck_assert_uint_eq(heat.parked, 1);
+	heat_unpark(&heat, 2); /* is not parked: nothing happens */
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(heat.parked, 0);
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(a_used_parent_comes_back_where_its_use_was)
+{
+	come(0, NS_NONE);
+	tick();
+	come(1, 0);
+	ck_assert_uint_eq(pick(), 1);
+	tick();
+	come(2, NS_NONE);
+	tick();
+	use(0);
+	go(1);
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 0);
+}
+END_TEST
+
+START_TEST(forgotten_entries_are_skipped)
+{
+	for (uint32_t i = 0; i < 10; i++)
+		come(i, NS_NONE);
+	for (uint32_t i = 0; i < 10; i += 2)
+		go(i);
+	ck_assert_uint_eq(heat.in_order, 5);
+	tick();
+	come(0, NS_NONE); /* its slot is used again: the old entry is not its */
+	for (uint32_t i = 1; i < 10; i += 2)
+		ck_assert_uint_eq(drop(), i);
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+/* The reference: every event has a tick of its own; the victim is the leaf that was used longest ago. */
+struct lru {
+	bool here[40];
+	uint64_t used[40];
+	uint64_t now;
+};
+
+static uint32_t lru_victim(const struct lru *l)
+{
+	uint32_t found = NS_NONE;
+
+	for (uint32_t i = 0; i < 40; i++)
+		if (l->here[i] && children[i] == 0 && (found == NS_NONE || l->used[i] < l->used[found]))
+			found = i;
+	return found;
+}
+
+static void lru_touch(struct lru *l, uint32_t slot)
+{
+	tick();
+	l->now++;
+	if (l->here[slot]) {
+		use(slot);
+	} else {
+		uint32_t parent = slot ? (slot - 1) / 2 : NS_NONE;
+
+		come(slot, parent != NS_NONE && l->here[parent] ? parent : NS_NONE);
+		l->here[slot] = true;
+	}
+	l->used[slot] = l->now;
+}
+
+static void lru_drop(struct lru *l)
+{
+	uint32_t expected = lru_victim(l);
+
+	ck_assert_uint_eq(drop(), expected);
+	if (expected != NS_NONE)
+		l->here[expected] = false;
+}
+
+START_TEST(exactly_leaf_lru)
+{
+	struct lru l;
+	struct rng rng;
+
+	rng_init(&rng, (uint64_t)_i);
+	memset(&l, 0, sizeof(l));
+	heat.clock = heat.oldest = _i % 2 ? UINT32_MAX - 150 : 1; /* over the end of the clock, too */
+	for (int step = 0; step < 600; step++) {
+		uint32_t slot = (uint32_t)rng_below(&rng, 40);
+
+		if (rng_chance(&rng, 70)) {
+			lru_touch(&l, slot);
+		} else if (rng_chance(&rng, 70)) {
+			lru_drop(&l);
+		} else { /* a request: a path, tail first */
+			for (;; slot = (slot - 1) / 2) {
+				if (l.here[slot])
+					lru_touch(&l, slot);
+				if (slot == 0)
+					break;
+			}
+		}
+	}
+	for (uint32_t i = 0; i < 41; i++)
+		lru_drop(&l);
+	ck_empty();
+}
+END_TEST
+
+/* ---- the calendar ---- */
+
+/* Blocks that stay for more ticks than there are buckets keep their order. */
+START_TEST(old_buckets_are_joined_in_order)
+{
+	heat.clock = heat.oldest = _i ? UINT32_MAX - HEAT_BUCKETS : 1;
+	for (uint32_t i = 0; i < 100; i++) {
+		for (uint32_t k = 0; k < 101; k++)
+			tick();
+		come(i, NS_NONE);
+		if (i == 30) {
+			ck_assert_uint_eq(drop(), 0); /* leaves the oldest bucket half read */
+			ck_assert_uint_eq(drop(), 1);
+		}
+		ck_assert_uint_lt(heat.clock - heat.oldest, HEAT_BUCKETS);
+	}
+	use(2);
+	for (uint32_t i = 3; i < 100; i++)
+		ck_assert_uint_eq(drop(), i);
+	ck_assert_uint_eq(drop(), 2);
+	ck_empty();
+}
+END_TEST
+
+/* Joined buckets share chunks: one block a tick does not cost a chunk each. */
+START_TEST(joined_buckets_share_chunks)
+{
+	heat_deinit(&heat);
+	open_heat(50000, 0);
+	for (uint32_t i = 0; i < 50000; i++) {
+		tick();
+		come(i, NS_NONE);
+	}
+	ck_assert_uint_le(heat.n_chunks, HEAT_BUCKETS + 2 * (50000 / HEAT_CHUNK_IDS) + 2);
+	for (uint32_t i = 0; i < 50000; i++)
+		assert(drop() == i);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(chunks_are_used_again)
+{
+	uint32_t chunks = 0;
+
+	heat_deinit(&heat);
+	open_heat(SLOTS, 0);
+	for (int round = 0; round < 4; round++) {
+		for (uint32_t i = 0; i < SLOTS; i++)
+			come(i, NS_NONE);
+		if (round)
+			ck_assert_uint_eq(heat.n_chunks, chunks);
+		chunks = heat.n_chunks;
+		ck_assert_uint_eq(chunks, (SLOTS + HEAT_CHUNK_IDS - 1) / HEAT_CHUNK_IDS);
+		for (uint32_t i = 0; i < SLOTS; i++)
+			assert(drop() == i);
+		ck_assert_uint_eq(heat.entries, 0);
+	}
+	ck_assert_uint_eq(heat.n_slabs, 2);
+	ck_assert_uint_ge(heat_bytes(&heat), SLOTS * sizeof(uint32_t));
+}
+END_TEST
+
+/* Drops that heat did not propose leave stale entries, which are swept when there are too many. */
+START_TEST(stale_entries_are_bounded)
+{
+	uint64_t most = 0;
+
+	for (uint32_t i = 0; i < 200000; i++) {
+		if (i >= 100)
+			go(i % 100);
+		if (i % 7 == 0)
+			tick();
+		come(i % 100, NS_NONE);
+		most = heat.entries > most ? heat.entries : most;
+	}
+	ck_assert_uint_gt(most, 65536); /* it was swept at all */
+	ck_assert_uint_le(most, 65536 + 2 * 100 + 1);
+	ck_assert_uint_eq(heat.in_order, 100);
+	for (uint32_t i = 0; i < 100; i++)
+		ck_assert_uint_eq(drop(), i);
+	ck_empty();
+}
+END_TEST
+
+/* A client may say "release" of the same blocks as often as it likes. */
+START_TEST(hints_do_not_make_memory_grow)
+{
+	for (uint32_t i = 0; i < 10; i++)
+		come(i, NS_NONE);
+	for (uint32_t i = 0; i < 300000; i++)
+		heat_release(&heat, i % 10);
+	ck_assert_uint_le(heat.entries, 65536 + 2 * 100 + 2);
+	ck_assert_uint_eq(heat.in_order + heat.grace_live, 10);
+	for (uint32_t i = 0; i < 10; i++)
+		ck_assert_uint_ne(drop(), NS_NONE);
+	ck_empty();
+}
+END_TEST
+
+/* ---- grace ---- */
+
+START_TEST(released_blocks_go_first)
+{
+	for (uint32_t i = 0; i < 6; i++) {
+		tick();
+		come(i, NS_NONE);
+	}
+	tick();
+	heat_release(&heat, 4);
+	heat_release(&heat, 2);
+	heat_release(&heat, 4); /* once is enough */
+	ck_assert_uint_eq(heat.grace_live, 2);
+	ck_assert_uint_eq(heat.in_order, 4);
+	ck_assert_uint_eq(drop(), 4);
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 0);
+}
+END_TEST
+
+START_TEST(a_touch_rescues)
+{
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	heat_release(&heat, 0);
+	tick();
+	use(0);
+	come(2, NS_NONE);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_uint_eq(heat.grace_live, 0);
+	ck_assert_uint_eq(marks[0].flags & HEAT_F_RELEASED, 0);
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 0);
+}
+END_TEST
+
+/* A use before the release is no reason to stay. */
+START_TEST(release_forgets_earlier_uses)
+{
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	tick();
+	use(0);
+	tick();
+	heat_release(&heat, 0);
+	ck_assert_uint_eq(drop(), 0);
+}
+END_TEST
+
+START_TEST(grace_is_bounded)
+{
+	for (uint32_t i = 0; i < 10; i++)
+		come(i, NS_NONE);
+	for (uint32_t i = 0; i < 10; i++) {
+		heat_release(&heat, i);
+		ck_assert_uint_le(heat.grace_live, 4);
+	}
+	ck_assert_uint_eq(heat.in_order, 6);
+	for (uint32_t i = 6; i < 10; i++)
+		ck_assert_uint_eq(drop(), i);
+	for (uint32_t i = 0; i < 6; i++) /* the oldest went to the cold end */
+		ck_assert_uint_eq(drop(), i);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(forgotten_in_grace)
+{
+	for (uint32_t i = 0; i < 6; i++)
+		come(i, NS_NONE);
+	heat_release(&heat, 0);
+	heat_release(&heat, 1);
+	go(0);
+	ck_assert_uint_eq(heat.grace_live, 1);
+	for (uint32_t i = 2; i < 6; i++)
+		heat_release(&heat, i); /* the stale entry is passed over when the oldest leaves */
+	ck_assert_uint_eq(heat.grace_live, 4);
+	ck_assert_int_eq(marks[1].where, HEAT_ORDER);
+	for (uint32_t i = 2; i < 6; i++)
+		ck_assert_uint_eq(drop(), i);
+	ck_assert_uint_eq(drop(), 1);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(released_parents_follow_their_children)
+{
+	come(0, NS_NONE);
+	come(1, 0);
+	come(2, NS_NONE);
+	ck_assert_uint_eq(pick(), 1); /* parks its parent */
+	heat_place(&heat, 1);
+	heat_release(&heat, 0);
+	ck_assert_int_eq(marks[0].where, HEAT_PARKED);
+	ck_assert_uint_eq(heat.grace_live, 0);
+	heat_release(&heat, 1);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_int_eq(marks[0].where, HEAT_GRACE);
+	ck_assert_uint_eq(drop(), 0);
+	ck_assert_uint_eq(drop(), 2);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(a_proposed_block_cannot_be_released)
+{
+	come(0, NS_NONE);
+	ck_assert_uint_eq(pick(), 0);
+	heat_release(&heat, 0);
+	ck_assert_int_eq(marks[0].where, HEAT_NOWHERE);
+	ck_assert_uint_eq(heat.grace_live, 0);
+}
+END_TEST
+
+START_TEST(held_in_grace)
+{
+	come(0, NS_NONE);
+	heat_release(&heat, 0);
+	helds[0] = true;
+	ck_assert_int_eq(marks[0].where, HEAT_GRACE);
+	tick();
+	ck_assert_uint_eq(heat.grace_live, 1);
+	come(1, NS_NONE);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_int_eq(marks[0].where, HEAT_ORDER);
+}
+END_TEST
+
+START_TEST(placing_twice_aborts)
+{
+	come(0, NS_NONE);
+	heat_place(&heat, 0);
+}
+END_TEST
+
+START_TEST(no_slots_abort)
+{
+	heat_init(&heat, 0, 0, &ops, marks);
+}
+END_TEST
+
+int main(void)
+{
+	TCase *tc = tcase_create("order"), *grace = tcase_create("grace");
+
+	tcase_add_checked_fixture(tc, setup, teardown);
+	tcase_add_test(tc, first_in_first_out);
+	tcase_add_test(tc, clock_ticks_when_enough_was_placed);
+	tcase_add_test(tc, a_use_moves_its_block);
+	tcase_add_test(tc, a_tick_is_the_grain);
+	tcase_add_test(tc, held_blocks_are_passed_over);
+	tcase_add_test(tc, retained_blocks_wait_for_their_end);
+	tcase_add_test(tc, parents_wait_for_their_children);
+	tcase_add_test(tc, a_used_parent_comes_back_where_its_use_was);
+	tcase_add_test(tc, forgotten_entries_are_skipped);
+	tcase_add_loop_test(tc, exactly_leaf_lru, 0, 20);
+	tcase_add_loop_test(tc, old_buckets_are_joined_in_order, 0, 2);
+	tcase_add_test(tc, joined_buckets_share_chunks);
+	tcase_add_test(tc, chunks_are_used_again);
+	tcase_add_test(tc, stale_entries_are_bounded);
+	tcase_add_test_raise_signal(tc, placing_twice_aborts, SIGABRT);
+	tcase_add_test_raise_signal(tc, no_slots_abort, SIGABRT);
+	tcase_add_checked_fixture(grace, setup, teardown);
+	tcase_add_test(grace, released_blocks_go_first);
+	tcase_add_test(grace, a_touch_rescues);
+	tcase_add_test(grace, release_forgets_earlier_uses);
+	tcase_add_test(grace, grace_is_bounded);
+	tcase_add_test(grace, forgotten_in_grace);
+	tcase_add_test(grace, released_parents_follow_their_children);
+	tcase_add_test(grace, a_proposed_block_cannot_be_released);
+	tcase_add_test(grace, held_in_grace);
+	tcase_add_test(grace, hints_do_not_make_memory_grow);
+	return fixture_run("heat", tc, grace);
+}
