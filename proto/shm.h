@@ -87,7 +87,9 @@ struct shm_entry {
 	uint32_t slot;
 };
 #define SHM_LINE_ENTRIES 4u
-#define SHM_MAX_PROBE 16u /* lines looked at from the home line on, at most */
+/* Lines looked at from the home line on, at most.  It bounds what a broken index costs; at the load of 3/4 that the index is sized for, runs of
+ * full lines reach 16 for one block in 3,000, which then could not be kept, and never 64. */
+#define SHM_MAX_PROBE 64u
 struct shm_line {
 	_Alignas(64) struct shm_entry entries[SHM_LINE_ENTRIES];
 };

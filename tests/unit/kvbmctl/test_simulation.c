@@ -102,6 +102,28 @@ START_TEST(agrees_on_workloads)
 }
 END_TEST
 
+/* The index must take every block that there is a slot for. */
+START_TEST(nothing_is_lost_while_there_is_room)
+{
+	char error[WORKLOAD_ERROR_SIZE];
+	struct simulation sim = { 0 };
+	struct simulation_result result;
+	struct numbering numbering;
+	struct requests rs;
+
+	requests_init(&rs);
+	ck_assert_int_eq(workload_make("chat:requests=30000,users=1000,prompts=1000,zipf=0", &rs, error), 0);
+	ck_assert_int_eq(requests_number(&rs, &numbering), 0);
+	ck_assert_uint_gt(numbering.n_distinct, 100000);
+	sim = (struct simulation){ .requests = &rs, .capacity = numbering.n_distinct };
+	ck_assert_int_eq(simulation_run(&sim, &result), 0);
+	ck_assert_uint_eq(result.dropped, 0);
+	ck_assert_uint_eq(result.hits, reference_hits(&rs, &numbering, numbering.n_distinct));
+	numbering_deinit(&numbering);
+	requests_deinit(&rs);
+}
+END_TEST
+
 START_TEST(hints_help)
 {
 	char error[WORKLOAD_ERROR_SIZE];
@@ -162,6 +184,7 @@ int main(void)
 	tcase_set_timeout(tc, 60);
 	tcase_add_test(tc, agrees_on_the_trace);
 	tcase_add_loop_test(tc, agrees_on_workloads, 0, 3);
+	tcase_add_test(tc, nothing_is_lost_while_there_is_room);
 	tcase_add_test(tc, hints_help);
 	tcase_add_test(tc, odd_requests);
 	suite_add_tcase(s, tc);
