@@ -6,8 +6,10 @@
  */
 #include "fake_tier.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/list.h"
@@ -15,7 +17,7 @@
 struct fake_tier {
 	struct tier tier; /* first */
 	uint64_t size_bytes, used_bytes, region_size;
-	bool with_memory;
+	bool with_memory, with_fds;
 	uint32_t n_regions, n_objects;
 	uint64_t calls;
 	uint64_t fail_from; /* refuse calls fail_from .. fail_from + fail_times - 1; counted from 1 */
@@ -59,6 +61,20 @@ static void fake_unmap(void *p, uint64_t size)
 	assert(r == 0);
 }
 
+static int fake_fd(const struct fake_tier *f, int flags)
+{
+	int fd = f->with_fds ? open("/dev/null", flags | O_CLOEXEC) : -1;
+
+	assert(!f->with_fds || fd >= 0);
+	return fd;
+}
+
+static void fake_fd_close(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
 static uint64_t fake_grain(struct tier *t)
 {
 	(void)t;
@@ -98,7 +114,11 @@ static int fake_region_make(struct tier *t, uint64_t size, uint64_t min_size, ui
 		return TIER_E_NOMEM;
 	f->used_bytes += size;
 	f->n_regions++;
-	*ret_region = (struct tier_region){ .base = base, .size = size, .fd = -1, .ro_fd = -1, .priv = f };
+	*ret_region = (struct tier_region){ .base = base,
+		                            .size = size,
+		                            .fd = fake_fd(f, O_RDWR),
+		                            .ro_fd = fake_fd(f, O_RDONLY),
+		                            .priv = f };
 	return 0;
 }
 
@@ -108,6 +128,8 @@ static void fake_region_drop(struct tier *t, struct tier_region *region)
 
 	assert(region->priv == f && f->n_regions > 0 && region->size <= f->used_bytes);
 	fake_unmap(region->base, region->size);
+	fake_fd_close(region->fd);
+	fake_fd_close(region->ro_fd);
 	f->used_bytes -= region->size;
 	f->n_regions--;
 	*region = (struct tier_region){ .fd = -1, .ro_fd = -1 };
@@ -123,7 +145,10 @@ static int fake_object_make(struct tier *t, const char *name, uint64_t size, boo
 	if (fake_refuses(f) || !(base = fake_map(size)))
 		return TIER_E_NOMEM;
 	f->n_objects++;
-	*ret_object = (struct tier_object){ .base = base, .size = size, .fd = -1, .ro_fd = -1 };
+	*ret_object = (struct tier_object){ .base = base,
+		                            .size = size,
+		                            .fd = fake_fd(f, O_RDWR),
+		                            .ro_fd = fake_fd(f, O_RDONLY) };
 	return 0;
 }
 
@@ -133,6 +158,8 @@ static void fake_object_drop(struct tier *t, struct tier_object *object)
 
 	assert(object->base && f->n_objects > 0);
 	fake_unmap(object->base, object->size);
+	fake_fd_close(object->fd);
+	fake_fd_close(object->ro_fd);
 	f->n_objects--;
 	*object = (struct tier_object){ .fd = -1, .ro_fd = -1 };
 }
@@ -179,6 +206,11 @@ struct tier *fake_tier_new(uint64_t size_bytes, uint64_t region_size, bool with_
 		f->region_size = limit;
 	f->with_memory = with_memory;
 	return &f->tier;
+}
+
+void fake_tier_give_fds(struct tier *t)
+{
+	fake_of(t)->with_fds = true;
 }
 
 struct tier *fake_tier_free(struct tier *t)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fake_tier.h: a host tier of plain memory, for the simulator and for tests of what stands on tier.h.
  *
- * Same budget rules as tier/host.c, no descriptors (fd and ro_fd are -1), nothing in the background.  Objects are zeroed
+ * Same budget rules as tier/host.c, no descriptors (fd and ro_fd are -1) unless asked for, nothing in the background.  Objects are zeroed
  * private memory; regions have no memory (base NULL) unless asked for.  Refuses on demand, and counts what is out, so that
  * a test can say that nothing is.
  */
@@ -15,6 +15,9 @@
 /* @size_bytes is rounded down to the grain; @region_size 0: as the host tier would choose, else rounded up to the grain.
  * @with_memory: regions have a base.  Never NULL. */
 struct tier *fake_tier_new(uint64_t size_bytes, uint64_t region_size, bool with_memory);
+
+/* From now on regions and objects come with descriptors, of /dev/null: what server/ sends has to be something. */
+void fake_tier_give_fds(struct tier *t);
 
 /* Asserts that no region and no object is out.  Takes NULL.  Returns NULL. */
 struct tier *fake_tier_free(struct tier *t);
