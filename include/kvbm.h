@@ -22,6 +22,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 #define KVBM_KEY_MAX 32      /* bytes of a sequence hash, 8..32, fixed within a namespace */
 #define KVBM_MAX_KEYS 16384u /* keys in one call */
 #define KVBM_MAX_LANES 64u
@@ -101,7 +103,7 @@ struct kvbm_model {
 struct kvbm_span {
 	uint32_t slot; /* number of the slot in its namespace; UINT32_MAX: none */
 	uint32_t generation;
-	uint32_t region; /* serial of the region; 0: not mappable */
+	uint32_t region; /* of this session's own numbering; 0: not mappable */
 	uint32_t tiers;  /* KVBM_TIER_* bits */
 	uint64_t offset; /* of lane 0's slice in the region */
 	uint64_t length; /* of one lane's slice */
@@ -211,6 +213,8 @@ void kvbm_get_counters(struct kvbm *kvbm, struct kvbm_counters *ret_counters);
 
 const char *kvbm_strerror(int error);            /* of a positive or negative KVBM_E_* */
 const char *kvbm_error(const struct kvbm *kvbm); /* text of the last failure of this session; never NULL */
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -177,6 +177,7 @@ int handle_attach(const struct request *q, struct reply *reply)
 	body->fingerprint = (ProtobufCBinaryData){ 16, (uint8_t *)objects.fingerprint };
 	body->lane_bytes = objects.lane_bytes;
 	body->writable = objects.writable;
+	body->max_pins = q->session->quota.pin_limit;
 	reply->message.attach = body;
 	return 0;
 }

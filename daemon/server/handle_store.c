@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* reserve, commit, abort: how blocks get in.  Owns nothing; no allocation: outputs are in the service's scratch. */
-#include "base/metrics.h"
 #include "server/service.h"
 #include "server/session.h"
 
@@ -29,11 +28,9 @@ int handle_reserve(const struct request *q, struct reply *reply)
 	if (r < 0)
 		return error_trace(r);
 	if (r > 0) {
-		metrics_add(METRIC_reserves_refused, r == STORE_E_NOSPACE);
 		reply_fail_store(reply, r, "reserve");
 		return 0;
 	}
-	metrics_add(METRIC_reserves, args.reserved);
 	kvbm__reserve_reply__init(body);
 	body->n_slots = body->n_generations = m->n;
 	body->slots = scratch->slots;
@@ -94,7 +91,6 @@ int handle_commit(const struct request *q, struct reply *reply)
 		reply_fail_store(reply, r, "commit");
 		return 0;
 	}
-	metrics_add(METRIC_bytes_written, args.length * args.n);
 	kvbm__commit_reply__init(body);
 	body->n_slots = body->n_generations = args.n;
 	body->slots = scratch->slots;

@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Match and release through shared memory: no system call, no message.
+ *
+ * match   find the entry of each key, prefetching ahead; raise the pin word of each slot in our own page; one full fence; read each
+ *         entry again.  An entry that is as it was says that the daemon, which tombstones an entry, fences and only then reads pins, has
+ *         seen our pin or will see it: the slot is ours to read until we let go.  proto/README.md has the argument.
+ * release lower the pin words.
+ *
+ * Owns nothing: the view's page is written here and nowhere else.  Invariant: page->pinned is the sum of the counts.
+ * gcc 12 at -O2 drops prefetches that sit in plain inline functions, so what prefetches is always_inline.
+ */
+#include <string.h>
+
+#include "client/client.h"
+
+#define LOOKUP_AHEAD 16u
+#define LOOKUP_BATCH 256u
+
+/* Of the 12 bits of a count the highest is kvbm__unpin()'s. */
+#define PIN_MARK ((SHM_PIN_COUNT_MASK + 1u) / 2u)
+#define PIN_MAX (PIN_MARK - 1u)
+
+#define hot static inline __attribute__((always_inline))
+
+struct found {
+	const struct shm_entry *at; /* NULL: absent */
+	struct shm_entry entry;
+};
+
+hot struct shm_hash lookup_hash(const struct view *v, const uint8_t *key)
+{
+	struct shm_hash h = shm_hash_key(key, v->key_bytes, v->salt, v->n_lines);
+
+	__builtin_prefetch(&v->lines[h.line], 0, 3);
+	return h;
+}
+
+hot const struct shm_entry *lookup_find(const struct view *v, struct shm_hash h, struct shm_entry *ret_entry)
+{
+	uint64_t line = h.line, probes = v->n_lines < SHM_MAX_PROBE ? v->n_lines : SHM_MAX_PROBE;
+
+	while (probes-- > 0) {
+		const struct shm_line *l = &v->lines[line];
+		bool empty = false;
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
+			struct shm_entry e = shm_entry_load(&l->entries[i]);
+
+			if (e.tag == h.tag && e.generation != 0 && e.slot < v->n_slots) {
+				*ret_entry = e;
+				return &l->entries[i];
+			}
+			empty |= e.generation == 0;
+		}
+		if (empty)
+			return NULL;
+		if (++line == v->n_lines)
+			line = 0;
+	}
+	return NULL;
+}
+
+/* Looks up to LOOKUP_BATCH keys up.  Returns how many of @found are filled: all, or up to the first miss. */
+static uint32_t lookup_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
+{
+	struct shm_hash ahead[LOOKUP_AHEAD];
+	uint32_t kb = v->key_bytes;
+
+	for (uint32_t i = 0; i < n && i < LOOKUP_AHEAD; i++)
+		ahead[i] = lookup_hash(v, keys + (size_t)i * kb);
+	for (uint32_t i = 0; i < n; i++) {
+		struct shm_hash h = ahead[i % LOOKUP_AHEAD];
+
+		if (i + LOOKUP_AHEAD < n)
+			ahead[i % LOOKUP_AHEAD] = lookup_hash(v, keys + (size_t)(i + LOOKUP_AHEAD) * kb);
+		found[i].at = lookup_find(v, h, &found[i].entry);
+		if (found[i].at) {
+			__builtin_prefetch(&v->page->pins[found[i].entry.slot], 1, 3);
+			if (v->confirm)
+				__builtin_prefetch(&v->records[found[i].entry.slot], 0, 3);
+		} else if (!scattered) {
+			return i;
+		}
+	}
+	return n;
+}
+
+/* ---- pins ---- */
+
+/* False: the count is at its end. */
+hot bool pin_raise(const struct view *v, uint32_t slot, uint32_t stamp)
+{
+	uint32_t word = atomic_load_explicit(&v->page->pins[slot], memory_order_relaxed);
+
+	if (shm_pin_count(word) == PIN_MAX)
+		return false;
+	atomic_store_explicit(&v->page->pins[slot], stamp << SHM_PIN_COUNT_BITS | (shm_pin_count(word) + 1),
+	                      memory_order_relaxed);
+	return true;
+}
+
+hot void pin_lower(const struct view *v, uint32_t slot)
+{
+	uint32_t word = atomic_load_explicit(&v->page->pins[slot], memory_order_relaxed);
+
+	/* Release: what was read under the pin was read before. */
+	atomic_store_explicit(&v->page->pins[slot], word - 1, memory_order_release);
+}
+
+static uint32_t pin_stamp(const struct view *v)
+{
+	return atomic_load_explicit(&v->shm->clock, memory_order_relaxed) & SHM_STAMP_MASK;
+}
+
+static void pinned_add(struct view *v, int64_t n)
+{
+	uint64_t pinned = atomic_load_explicit(&v->page->pinned, memory_order_relaxed);
+
+	atomic_store_explicit(&v->page->pinned, pinned + (uint64_t)n, memory_order_relaxed);
+}
+
+void kvbm__pin(struct view *v, uint32_t slot)
+{
+	if (pin_raise(v, slot, pin_stamp(v)))
+		pinned_add(v, 1);
+}
+
+/* The entry was moved or is gone: find it again, pinned as it already is. */
+static bool pin_holds_elsewhere(const struct view *v, const uint8_t *key, struct shm_entry was)
+{
+	struct shm_entry now;
+
+	return lookup_find(v, lookup_hash(v, key), &now) && shm_entry_equal(now, was);
+}
+
+static bool pin_is_right(const struct view *v, const uint8_t *key, const struct found *f)
+{
+	static const uint8_t zeros[KVBM_KEY_MAX];
+	const uint8_t *have;
+
+	if (!shm_entry_equal(shm_entry_load(f->at), f->entry) && !pin_holds_elsewhere(v, key, f->entry))
+		return false;
+	if (!v->confirm)
+		return true;
+	have = v->records[f->entry.slot].key;
+	return memcmp(have, key, v->key_bytes) == 0 && memcmp(have + v->key_bytes, zeros, KVBM_KEY_MAX - v->key_bytes) == 0;
+}
+
+/* Pins @found[0..n).  Returns how many stay pinned: scattered ones become absent where they do not, others end there. */
+static uint32_t pin_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
+{
+	uint32_t stamp = pin_stamp(v), kb = v->key_bytes, kept = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (found[i].at && !pin_raise(v, found[i].entry.slot, stamp))
+			found[i].at = NULL; /* held 2,047 times by this session: not once more */
+	atomic_thread_fence(memory_order_seq_cst);
+	for (uint32_t i = 0; i < n; i++) {
+		if (found[i].at && pin_is_right(v, keys + (size_t)i * kb, &found[i])) {
+			kept++;
+			continue;
+		}
+		if (found[i].at)
+			pin_lower(v, found[i].entry.slot);
+		found[i].at = NULL;
+		if (scattered)
+			continue;
+		while (++i < n)
+			if (found[i].at)
+				pin_lower(v, found[i].entry.slot);
+	}
+	return kept;
+}
+
+/* ---- match ---- */
+
+static void lookup_count(struct kvbm_ns *ns, struct view *v, uint32_t n, uint32_t hits)
+{
+	struct shm_page *page = v->page;
+
+	ns->counters.looked_up += n;
+	ns->counters.hits += hits;
+	ns->counters.misses += n - hits;
+	atomic_store_explicit(&page->looked_up, atomic_load_explicit(&page->looked_up, memory_order_relaxed) + n,
+	                      memory_order_relaxed);
+	atomic_store_explicit(&page->hits, atomic_load_explicit(&page->hits, memory_order_relaxed) + hits,
+	                      memory_order_relaxed);
+	atomic_store_explicit(&page->misses, atomic_load_explicit(&page->misses, memory_order_relaxed) + n - hits,
+	                      memory_order_relaxed);
+}
+
+static void lookup_spans(const struct view *v, const struct found *found, uint32_t n, struct kvbm_span *ret_spans)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		if (found[i].at)
+			kvbm__view_span(v, found[i].entry.slot, found[i].entry.generation, &ret_spans[i]);
+		else
+			ret_spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
+	}
+}
+
+int kvbm__lookup(struct kvbm_ns *ns, const uint8_t *keys, uint32_t n, unsigned flags, struct kvbm_span *ret_spans)
+{
+	bool scattered = flags & KVBM_SCATTERED, peek = flags & KVBM_PEEK;
+	struct found found[LOOKUP_BATCH];
+	struct view *v = ns->view;
+	uint32_t hits = 0, done = 0;
+
+	while (done < n) {
+		uint32_t batch = n - done < LOOKUP_BATCH ? n - done : LOOKUP_BATCH, got, kept = 0;
+		const uint8_t *at = keys + (size_t)done * v->key_bytes;
+
+		got = lookup_batch(v, at, batch, scattered, found);
+		if (!peek)
+			kept = pin_batch(v, at, got, scattered, found);
+		else
+			for (uint32_t i = 0; i < got; i++)
+				kept += found[i].at != NULL;
+		if (ret_spans)
+			lookup_spans(v, found, scattered ? got : kept, ret_spans + done);
+		hits += kept;
+		done += batch;
+		if (!scattered && kept < batch)
+			break;
+	}
+	if (!peek) {
+		pinned_add(v, hits);
+		lookup_count(ns, v, n, hits);
+	}
+	return (int)hits;
+}
+
+/* ---- release ---- */
+
+/* Lowers a pin but leaves it marked, which the daemon reads as held, until the whole call is known to be right. */
+static bool unpin_mark(const struct view *v, uint32_t slot)
+{
+	uint32_t word = atomic_load_explicit(&v->page->pins[slot], memory_order_relaxed);
+
+	if ((word & PIN_MAX) == 0)
+		return false;
+	atomic_store_explicit(&v->page->pins[slot], (word - 1) | PIN_MARK, memory_order_relaxed);
+	return true;
+}
+
+/* Takes the marks off @spans[0..n); @undo: their pins are as they were. */
+static void unpin_settle(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n, bool undo)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct view *v = kvbm__view_of(ns, &spans[i]);
+		_Atomic uint32_t *pin = &v->page->pins[spans[i].slot];
+		uint32_t word = atomic_load_explicit(pin, memory_order_relaxed);
+
+		/* Release: what was read under the pin was read before. */
+		if (undo)
+			atomic_store_explicit(pin, word + 1, memory_order_relaxed);
+		else
+			atomic_store_explicit(pin, word & ~PIN_MARK, memory_order_release);
+	}
+	for (uint32_t i = 0; undo && i < n; i++) {
+		struct view *v = kvbm__view_of(ns, &spans[i]);
+		_Atomic uint32_t *pin = &v->page->pins[spans[i].slot];
+
+		atomic_store_explicit(pin, atomic_load_explicit(pin, memory_order_relaxed) & ~PIN_MARK,
+		                      memory_order_relaxed);
+	}
+}
+
+/* Counts what was let go.  True: some of it in retired views. */
+static bool unpin_count(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
+{
+	uint32_t old = 0;
+
+	for (uint32_t i = 0; i < n && ns->retired; i++) {
+		struct view *v = kvbm__view_of(ns, &spans[i]);
+
+		if (!v->retired)
+			continue;
+		v->regions[kvbm__view_region(v, spans[i].slot)].held--;
+		pinned_add(v, -1);
+		old++;
+	}
+	if (old < n)
+		pinned_add(ns->view, -(int64_t)(n - old));
+	return old > 0;
+}
+
+int kvbm__unpin(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const struct kvbm_span *s = &spans[i];
+		struct view *v = kvbm__view_of(ns, s);
+
+		if (i + LOOKUP_AHEAD < n && ns->view && spans[i + LOOKUP_AHEAD].slot < ns->view->n_slots)
+			__builtin_prefetch(&ns->view->records[spans[i + LOOKUP_AHEAD].slot].generation, 0, 3);
+		/* The generation tells a span of an earlier block of that slot from one of the block we hold. */
+		if (!v || atomic_load_explicit(&v->records[s->slot].generation, memory_order_relaxed) != s->generation ||
+		    !unpin_mark(v, s->slot)) {
+			unpin_settle(ns, spans, i, true);
+			return -KVBM_E_NOTHELD;
+		}
+	}
+	unpin_settle(ns, spans, n, false);
+	if (unpin_count(ns, spans, n))
+		kvbm__view_sweep(ns);
+	return (int)n;
+}

@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Addresses of block bytes: maps a region when one of its blocks is first asked for, and answers from the table after that.
+ *
+ * A region's serial changes when its memory goes back and is made anew.  That never happens while the caller holds or writes a slot of it,
+ * so a mapping of an older serial is one that nobody can be using.
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/client.h"
+
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* Aligned to 2 MiB, so that huge pages behind the descriptor are mapped as such. */
+static void *region_mmap(int fd, uint64_t size, int prot)
+{
+	char *base = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t skip;
+	void *p;
+
+	if (base == MAP_FAILED)
+		return NULL;
+	skip = (HUGE_PAGE - (uintptr_t)base % HUGE_PAGE) % HUGE_PAGE;
+	p = mmap(base + skip, size, prot, MAP_SHARED | MAP_FIXED, fd, 0);
+	if (p == MAP_FAILED) {
+		munmap(base, size + HUGE_PAGE);
+		return NULL;
+	}
+	if (skip)
+		munmap(base, skip);
+	munmap(base + skip + size, HUGE_PAGE - skip);
+	(void)madvise(p, size, MADV_DONTFORK);
+	return p;
+}
+
+static bool region_fits(const struct view *v, const struct shm_region *r, uint64_t size)
+{
+	uint64_t last = r->n_slots ? (r->n_slots - 1ull) * v->lane_stride : 0;
+
+	return r->size == size && r->n_slots > 0 && r->lane_area <= size / v->lanes && last + v->lane_bytes <= r->lane_area;
+}
+
+/* kvbm->lock is held, and the session ready. */
+static int region_fetch(struct kvbm_ns *ns, uint32_t index, uint32_t serial, uint64_t deadline_ns)
+{
+	struct kvbm *k = ns->kvbm;
+	struct view *v = ns->view;
+	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_REGION, .ns = ns };
+	Kvbm__RegionRequest m = KVBM__REGION_REQUEST__INIT;
+	const struct shm_region *table = &v->shm->regions[index];
+	struct view_region *r = &v->regions[index];
+	void *base = NULL;
+	struct stat st;
+	int fd, e;
+
+	m.ns = v->number;
+	m.serial = serial;
+	e = kvbm__call(k, &what, &m.base, deadline_ns);
+	if (e < 0)
+		return e;
+	fd = kvbm__answer_take_fd(&k->answer, 0);
+	if (fd < 0 || !k->answer.reply->region || fstat(fd, &st) != 0)
+		e = kvbm__fail(k, KVBM_E_PROTO, "the daemon sent no region");
+	else if (!region_fits(v, table, (uint64_t)st.st_size))
+		e = kvbm__fail(k, KVBM_E_PROTO, "region %u is not what the index says of it", serial);
+	else if (!(base = region_mmap(fd, (uint64_t)st.st_size, PROT_READ | (v->writable ? PROT_WRITE : 0))))
+		e = kvbm__fail(k, KVBM_E_SYS, "region %u cannot be mapped: %s", serial, strerror(errno));
+	kvbm__answer_drop(&k->answer);
+	if (fd >= 0)
+		close(fd);
+	if (e < 0)
+		return e;
+	pthread_mutex_lock(&ns->lock);
+	if (r->base)
+		munmap(r->base, r->size);
+	r->base = base;
+	r->size = (uint64_t)st.st_size;
+	r->lane_area = table->lane_area;
+	r->serial = serial;
+	pthread_mutex_unlock(&ns->lock);
+	return 0;
+}
+
+/* Maps the region of @span.  0: ask again. */
+static int region_map(struct kvbm_ns *ns, const struct kvbm_span *span)
+{
+	struct kvbm *k = ns->kvbm;
+	uint64_t deadline;
+	uint32_t index, serial;
+	int r;
+
+	pthread_mutex_lock(&k->lock);
+	deadline = kvbm__now_ns() + (uint64_t)k->timeout_ms * 1000000u;
+	r = kvbm__ready(k, deadline);
+	if (r == 0 && (!ns->view || kvbm__view_of(ns, span) != ns->view))
+		r = kvbm__fail(k, KVBM_E_STALE, "the daemon that lent this slot has gone, and its region was not mapped");
+	if (r == 0) {
+		index = kvbm__view_region(ns->view, span->slot);
+		serial = atomic_load_explicit(&ns->view->shm->regions[index].serial, memory_order_acquire);
+		if (ns->view->regions[index].base && ns->view->regions[index].serial == serial)
+			r = 0; /* another thread was first */
+		else if (serial == 0)
+			r = kvbm__fail(k, KVBM_E_STALE, "the slot's region is no longer there");
+		else
+			r = region_fetch(ns, index, serial, deadline);
+	}
+	pthread_mutex_unlock(&k->lock);
+	return r;
+}
+
+/* NULL with *ret_known: there is no such address; without: its region is not mapped. */
+static void *region_address(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane, const char **ret_why)
+{
+	struct view *v = kvbm__view_of(ns, span);
+	const struct view_region *r;
+
+	*ret_why = "the span names no slot of this namespace, or one of a daemon that has gone";
+	if (!v || lane >= v->lanes)
+		return NULL;
+	/* Retired by a daemon that lives on: it has forgotten our pins, and may have reused the slot. */
+	if (v->retired && shm_daemon_alive(v->life->page))
+		return NULL;
+	if (atomic_load_explicit(&v->records[span->slot].generation, memory_order_relaxed) != span->generation) {
+		*ret_why = "the span is stale: its slot holds, or held, another block";
+		return NULL;
+	}
+	r = &v->regions[kvbm__view_region(v, span->slot)];
+	if (!v->retired)
+		*ret_why = NULL;
+	if (!r->base ||
+	    (!v->retired && r->serial != atomic_load_explicit(&v->shm->regions[kvbm__view_region(v, span->slot)].serial,
+	                                                      memory_order_relaxed)))
+		return NULL;
+	return (char *)r->base + lane * r->lane_area + span->offset;
+}
+
+void *kvbm_data(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane)
+{
+	struct kvbm *k = ns->kvbm;
+	const char *why = NULL;
+	void *p = NULL;
+
+	if (kvbm__is_forked(k))
+		return NULL;
+	for (int tries = 0; tries < 2 && !p; tries++) {
+		if (tries > 0 && region_map(ns, span) < 0)
+			return NULL;
+		pthread_mutex_lock(&ns->lock);
+		p = region_address(ns, span, lane, &why);
+		pthread_mutex_unlock(&ns->lock);
+		if (!p && why) {
+			pthread_mutex_lock(&k->lock);
+			kvbm__fail(k, KVBM_E_STALE, "%s", why);
+			pthread_mutex_unlock(&k->lock);
+			return NULL;
+		}
+	}
+	return p;
+}
