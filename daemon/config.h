@@ -41,7 +41,6 @@ struct config_where {
 
 enum config_huge { CONFIG_HUGE_AUTO = 0, CONFIG_HUGE_REQUIRE, CONFIG_HUGE_NEVER };
 
-/* n 0: any uid. */
 struct config_uids {
 	uint32_t n;
 	uid_t uid[CONFIG_MAX_UIDS];
@@ -70,9 +69,10 @@ struct config {
 	uint64_t stop_timeout_ns;
 	uint64_t socket_mode;
 	char socket_group[CONFIG_NAME_SIZE]; /* empty: leave the group alone */
-	struct config_uids allow_uids;
+	struct config_uids allow_uids; /* n 0: all */
+	struct config_uids admin_uids; /* n 0: nobody else */
 	uint64_t max_sessions, max_sessions_per_uid;
-	uint64_t write_timeout_ns, request_timeout_ns;
+	uint64_t write_timeout_ns;
 	/* [g2] */
 	uint64_t g2_size_bytes;
 	uint64_t g2_region_bytes; /* 0: chosen by the daemon */

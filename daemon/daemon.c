@@ -148,6 +148,7 @@ static void daemon_stop(struct daemon *d)
 		return;
 	}
 	d->stopping = true; /* the rest is done at the end of this turn */
+	notify_stopping(&d->notify);
 }
 
 static void daemon_on_term(struct loop_signal *s, int signum)
@@ -171,6 +172,7 @@ static void daemon_apply(struct daemon *d, const struct config *config)
 	sessions_configure(&d->sessions, &sessions);
 	store = daemon_store_config(d);
 	store_configure(d->store, &store);
+	d->service.n_admin_uids = config->admin_uids.n;
 }
 
 static void daemon_on_hup(struct loop_signal *s, int signum)
@@ -370,6 +372,8 @@ static int start_service(struct daemon *d)
 		.host = d->host,
 		.life = &d->life,
 		.socket = d->listener.path,
+		.admin_uids = d->config.admin_uids.uid,
+		.n_admin_uids = d->config.admin_uids.n,
 		.start_ns = loop_now_ns(d->loop),
 	};
 	return error_trace(service_init(&d->service));

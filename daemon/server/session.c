@@ -33,6 +33,8 @@
 #include "base/thread.h"
 #include "server/dispatch.h"
 
+#define REFUSAL_LOG_NS UINT64_C(1000000000)
+
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77 /* Linux 6.5 */
 #endif
@@ -329,11 +331,31 @@ static bool sessions_allow(const struct sessions *ss, uint32_t uid)
 	return false;
 }
 
+/* One line each, but not more than one a second: who is refused tries again. */
+static void sessions_log_refusal(struct sessions *ss, int fd, const char *reason)
+{
+	uint64_t now = loop_now_ns(ss->loop);
+	struct ucred cred = { .pid = 0, .uid = UINT32_MAX };
+	socklen_t len = sizeof(cred);
+
+	if (ss->refusal_logged_ns != 0 && now - ss->refusal_logged_ns < REFUSAL_LOG_NS) {
+		ss->n_unlogged++;
+		return;
+	}
+	(void)getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len);
+	if (ss->n_unlogged > 0)
+		log_warn("%" PRIu64 " more clients were refused", ss->n_unlogged);
+	log_warn("refused uid %u (pid %d): %s", cred.uid, (int)cred.pid, reason);
+	ss->refusal_logged_ns = now;
+	ss->n_unlogged = 0;
+}
+
 void sessions_refuse(struct sessions *ss, int fd, enum reply_code code, const char *reason)
 {
 	struct wire_out out;
 
 	metrics_add(METRIC_sessions_refused, 1);
+	sessions_log_refusal(ss, fd, reason);
 	wire_out_init(&out, 4096);
 	dispatch_refuse(ss->service, code, reason, &out);
 	(void)wire_out_flush(&out, fd); /* a fresh socket takes that much; if not, the peer sees it closed */
@@ -354,14 +376,14 @@ void sessions_adopt(struct sessions *ss, int fd)
 		return;
 	}
 	if (!sessions_allow(ss, cred.uid)) {
-		log_warn("uid %u (pid %d) is not in daemon.allow_uids: refused", cred.uid, (int)cred.pid);
 		sessions_refuse(ss, fd, REPLY_PERM, "your uid is not in daemon.allow_uids");
 		return;
 	}
 	r = session_new(ss, cred.uid, cred.pid, &s);
 	if (r != 0) {
 		sessions_refuse(ss, fd, r > 0 ? (enum reply_code)r : REPLY_BUSY,
-		                r > 0 ? "as many sessions as there may be" : "the daemon is out of memory");
+		                r > 0 ? "there are as many clients as may be: daemon.max_sessions, daemon.max_sessions_per_uid"
+		                      : "the daemon is out of memory");
 		return;
 	}
 	session_watch_process(s, fd);

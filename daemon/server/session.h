@@ -72,6 +72,7 @@ struct sessions {
 	uint32_t n, n_zombies; /* connected ones; zombies */
 	uint32_t n_all;        /* these two and buried ones */
 	uint64_t last_id;
+	uint64_t refusal_logged_ns, n_unlogged;
 };
 
 void sessions_init(struct sessions *ss, struct loop *loop, struct service *service, const struct sessions_config *config);
