@@ -121,6 +121,11 @@ static bool store_uid_may(const struct store_policy *policy, uint32_t uid)
 	return false;
 }
 
+bool store_may_use(const struct store *store, const char *name, uint32_t uid)
+{
+	return store_uid_may(store_policy_of(store, name), uid);
+}
+
 static uint64_t store_mix(uint64_t x)
 {
 	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;

@@ -76,6 +76,9 @@ struct store_attach {
 int store_attach(struct store *store, const struct store_attach *args, struct holder **ret_holder, uint8_t ret_have[16],
                  uint8_t ret_want[16]);
 
+/* Does the policy of that name let @uid in? */
+bool store_may_use(const struct store *store, const char *name, uint32_t uid);
+
 /* What the attach and region replies need.  Descriptors are borrowed: dup before sending. */
 struct store_objects {
 	const uint8_t *fingerprint; /* 16 */
