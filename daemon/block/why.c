@@ -80,7 +80,8 @@ static struct why_note *why_make(struct why *w, uint64_t fp, uint64_t now_ns)
 
 	w->cursor = (i + 1) % w->n;
 	if (note->used) {
-		w->oldest_ns = note->at_ns;
+		if (note->at_ns > w->oldest_ns) /* it may have been renewed in its old place */
+			w->oldest_ns = note->at_ns;
 		why_unlink(w, i);
 	}
 	*note = (struct why_note){ .fingerprint = fp,
@@ -104,6 +105,7 @@ void why_note(struct why *w, uint64_t fp, enum why_reason reason, uint64_t now_n
 		note = why_make(w, fp, now_ns);
 	note->reason = (uint8_t)reason;
 	note->at_ns = now_ns;
+	note->misses = 0;
 }
 
 void why_miss(struct why *w, uint64_t fp, uint64_t now_ns)
@@ -122,7 +124,7 @@ void why_ask(const struct why *w, uint64_t fp, uint64_t now_ns, struct why_answe
 {
 	const struct why_note *note = why_find(w, fp);
 
-	*ret_answer = (struct why_answer){ .reason = WHY_NEVER_STORED, .memory_ns = now_ns - w->oldest_ns };
+	*ret_answer = (struct why_answer){ .reason = WHY_NEVER_STORED, .memory_ns = w->n ? now_ns - w->oldest_ns : 0 };
 	if (note) {
 		ret_answer->reason = note->reason;
 		ret_answer->ago_ns = note->reason == WHY_NEVER_STORED ? 0 : now_ns - note->at_ns;
