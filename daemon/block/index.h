@@ -38,7 +38,7 @@ struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct 
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot);
 
 /* First step of removal: from now on nobody finds it.  index_restore() takes that back, index_remove() ends it; no insert
- * may come in between. */
+ * may come in between, and no restore after the first remove (a mended chain no longer reaches a tombstone that stood behind it). */
 void index_tombstone(struct index *ix, struct shm_entry *e);
 void index_restore(struct index *ix, struct shm_entry *e, struct shm_hash h, uint32_t generation, uint32_t slot);
 void index_remove(struct index *ix, struct shm_entry *e);
