@@ -1,4 +1,6 @@
-/* Verbs that show what the daemon reports: status, namespaces, clients, tiers, metrics, top.  Rendering is generic (output.c). */
+/* Verbs that show what the daemon reports: status, namespaces, clients, tiers, metrics, top.  Rendering is generic (output.c); a list shows
+ * the columns that a terminal has room for, everything is in the report of one thing and in JSON.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,24 +12,83 @@
 #include "ctl.h"
 #include "output.h"
 
+static const char *const info_namespaces[] = { "name",     "lane_bytes",  "lanes",     "slots",     "used",
+	                                       "sessions", "pins",        "looked_up", "hit_rate",  "stored",
+	                                       "dropped",  "looked_up/s", "stored/s",  "dropped/s", NULL };
+static const char *const info_clients[] = { "session",           "name",    "pid",  "uid",       "state",
+	                                    "namespaces",        "writing", "pins", "looked_up", "hit_rate",
+	                                    "connected_seconds", NULL };
+static const char *const info_tiers[] = { "name", "state", "size_bytes",  "used_bytes", "slots",
+	                                  "free", "used",  "quarantined", "pages",      NULL };
+
+/* The columns of a list; NULL: all. */
+static const char *const *info_columns(const char *topic)
+{
+	if (strcmp(topic, "namespaces") == 0)
+		return info_namespaces;
+	if (strcmp(topic, "clients") == 0)
+		return info_clients;
+	return strcmp(topic, "tiers") == 0 ? info_tiers : NULL;
+}
+
+/* A list as a table, and what is to say about its rows. */
+static void info_list(const char *topic, const json_t *rows)
+{
+	json_t *table = output_pick(rows, info_columns(topic)), *row;
+	size_t i;
+
+	output_table(table);
+	json_decref(table);
+	json_array_foreach(rows, i, row)
+	{
+		const char *note = json_string_value(json_object_get(row, "note"));
+
+		if (note && *note)
+			printf("%s: %s\n", json_string_value(json_object_get(row, "name")), note);
+	}
+}
+
+/* The status with its tiers as a list of their own. */
+static void info_status(json_t *status)
+{
+	json_t *tiers = json_incref(json_object_get(status, "tiers"));
+
+	json_object_del(status, "tiers");
+	output_table(status);
+	if (tiers) {
+		printf("\n");
+		info_list("tiers", tiers);
+	}
+	json_decref(tiers);
+}
+
+static void info_print(struct ctl *ctl, const char *topic, bool one, json_t *value)
+{
+	if (ctl->json)
+		output_json(value);
+	else if (strcmp(topic, "status") == 0)
+		info_status(value);
+	else if (one && json_array_size(value) == 1) /* reads better as lines than as a table with one row */
+		output_table(json_array_get(value, 0));
+	else if (!one && json_array_size(value) > 0)
+		info_list(topic, value);
+	else
+		output_table(value);
+	json_decref(value);
+}
+
 int verb_info(struct ctl *ctl, int argc, char **argv)
 {
+	const char *topic = ctl->verb->name;
 	json_t *value;
-	int r = ctl_args(ctl, NULL, &argc, argv, 0, strcmp(ctl->verb->name, "status") == 0 ? 0 : 1);
+	int r = ctl_args(ctl, NULL, &argc, argv, 0, strcmp(topic, "status") == 0 ? 0 : 1);
 
 	if (r >= 0)
 		return r;
-	r = ctl_info(ctl, ctl->verb->name, argc ? argv[0] : NULL, &value);
+	r = ctl_info(ctl, topic, argc ? argv[0] : NULL, &value);
 	if (r != 0)
 		return r;
-	/* Everything about one thing reads better as lines than as a table with one row. */
-	if (argc && !ctl->json && json_array_size(value) == 1) {
-		json_t *one = json_incref(json_array_get(value, 0));
-
-		json_decref(value);
-		value = one;
-	}
-	ctl_print(ctl, value);
+	info_print(ctl, topic, argc > 0, value);
 	return CTL_DONE;
 }
 
@@ -138,9 +199,9 @@ static int top_once(struct ctl *ctl, json_t **before, uint64_t *then_ns, bool cl
 		json_object_set_new(status, "namespaces", namespaces);
 		ctl_print(ctl, status);
 	} else {
-		ctl_print(ctl, status);
+		info_print(ctl, "status", false, status);
 		printf("\n");
-		ctl_print(ctl, namespaces);
+		info_print(ctl, "namespaces", false, namespaces);
 	}
 	fflush(stdout);
 	return CTL_DONE;

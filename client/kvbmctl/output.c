@@ -252,6 +252,23 @@ static void output_object(json_t *object, const char *prefix)
 	}
 }
 
+json_t *output_pick(const json_t *rows, const char *const *names)
+{
+	json_t *picked = json_array(), *row;
+	size_t i;
+
+	json_array_foreach(rows, i, row)
+	{
+		json_t *some = json_object();
+
+		for (const char *const *name = names; *name; name++)
+			if (json_object_get(row, *name))
+				json_object_set(some, *name, json_object_get(row, *name));
+		json_array_append_new(picked, some);
+	}
+	return picked;
+}
+
 void output_table(json_t *value)
 {
 	char text[OUTPUT_TEXT];

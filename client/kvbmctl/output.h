@@ -21,6 +21,9 @@ void output_value(const char *name, const json_t *value, char ret_text[OUTPUT_TE
 /* The whole of @value as one JSON text and a newline. */
 void output_json(const json_t *value);
 
+/* @rows, an array of objects, with only the members @names (NULL-terminated), in that order; new. */
+json_t *output_pick(const json_t *rows, const char *const *names);
+
 /* Any JSON value as text: an object's members as lines, an array of objects as a table with a column for each name that occurs. */
 void output_table(json_t *value);
 

@@ -177,14 +177,14 @@ void replay_print(const struct replay *replay, const struct replay_outcome *outc
 	uint64_t verified = replay_sum(replay, REPLAY_VERIFIED);
 	char a[OUTPUT_TEXT], b[OUTPUT_TEXT], c[OUTPUT_TEXT];
 
-	printf("%s%.0f requests by %u client%s in %s (%s a second), namespace %s\n\n",
+	printf("%s%.0f requests by %u client%s in %s (%.0f a second), namespace %s\n\n",
 	       outcome->interrupted ? "Interrupted after " : "", requests, replay->n_clients,
 	       replay->n_clients == 1 ? "" : "s", output_duration(outcome->seconds * 1e9, a, sizeof(a)),
-	       output_count(outcome->seconds > 0 ? requests / outcome->seconds : 0, b, sizeof(b)), replay->ns_name);
+	       outcome->seconds > 0 ? requests / outcome->seconds : 0, replay->ns_name);
 	printf("  cache       %s slots of %s\n", output_count((double)outcome->g2_slots, a, sizeof(a)),
 	       output_bytes((double)replay->block_bytes * replay->lanes, b, sizeof(b)));
 	printf("  looked up   %s blocks\n", report_count(replay, REPLAY_LOOKED_UP, a));
-	printf("  found       %s of them: hit rate %.1f %%\n", output_count((double)report_hits(replay), a, sizeof(a)),
+	printf("  found       %s of them: hit rate %.2f %%\n", output_count((double)report_hits(replay), a, sizeof(a)),
 	       report_hit_rate(replay) * 100);
 	printf("  stored      %s new ones", report_count(replay, REPLAY_STORED, a));
 	if (replay_sum(replay, REPLAY_DEDUPLICATED))

@@ -134,7 +134,7 @@ static int simulate_run(struct ctl *ctl, struct simulate *s)
 	for (size_t i = 0; i < json_array_size(results); i++) {
 		const json_t *row = json_array_get(results, i);
 
-		printf("%12" JSON_INTEGER_FORMAT " %8.1f %% %8.1f %% %14" JSON_INTEGER_FORMAT,
+		printf("%12" JSON_INTEGER_FORMAT " %8.1f %% %8.2f %% %14" JSON_INTEGER_FORMAT,
 		       json_integer_value(json_object_get(row, "capacity")),
 		       json_real_value(json_object_get(row, "capacity_ratio")) * 100,
 		       json_real_value(json_object_get(row, "hit_rate")) * 100,
