@@ -1,7 +1,7 @@
 /* shm.h: layout of everything in shared memory, and the few functions that both ends use on it.
  *
  * Every object has one writer.  The daemon writes the life page, the index and the slot records of a namespace; a client
- * writes the session page of its own session in that namespace, and nothing else.  A client maps what it does not
+ * writes the session page of its own session in that namespace (but for one word), and nothing else.  A client maps what it does not
  * write read-only.  proto/README.md argues why the orderings below suffice, on x86-64 and on aarch64.
  *
  *   life page   one a daemon     boot id, and a robust futex that the kernel marks when the daemon dies
@@ -223,10 +223,19 @@ struct shm_page {
 	uint32_t magic, version;
 	_Atomic uint64_t looked_up, hits, misses; /* blocks, by the client through shared memory */
 	_Atomic uint64_t pinned;                  /* sum of the counts below, for the limit on pins */
-	uint8_t spare[SHM_ALIGN - 40];
+	_Atomic uint32_t live;                    /* the daemon's word: see shm_page_is_live() */
+	uint8_t spare[SHM_ALIGN - 44];
 	_Atomic uint32_t pins[];
 };
 _Static_assert(sizeof(struct shm_page) == SHM_ALIGN, "shm_page");
+
+/* Does the daemon still read the pins?  It clears this word, fences, and only then forgets the session, whoever ended it and whether or
+ * not the client knows.  So a client asks after its fence, together with the second look at the entry; and who has copied bytes out of a
+ * held block knows, if this is true afterwards, that they were the block's. */
+static inline bool shm_page_is_live(const struct shm_page *page)
+{
+	return atomic_load_explicit(&((struct shm_page *)page)->live, memory_order_acquire) != 0;
+}
 
 static inline uint32_t shm_pin_count(uint32_t word)
 {

@@ -245,6 +245,7 @@ static int store_holder_new(struct store_ns *sn, const struct store_attach *a, s
 	page = sh->page.base;
 	page->magic = SHM_MAGIC;
 	page->version = SHM_VERSION;
+	atomic_store_explicit(&page->live, 1, memory_order_release);
 	lease_holder_init(&sh->h, &sn->ns);
 	sh->sn = sn;
 	sh->h.page = page;
@@ -346,6 +347,9 @@ int holder_close(struct holder *h, bool dead)
 	thread_assert(THREAD_LOOP);
 	assert(!h->closed);
 	h->closed = true;
+	/* The client may not know, and go on matching: from here on its pins protect nothing, and it must not believe so. */
+	atomic_store_explicit(&h->page->live, 0, memory_order_relaxed);
+	atomic_thread_fence(memory_order_seq_cst);
 	store_holder_count(h);
 	list_for_each_safe(it, next, &h->leases) {
 		struct lease *lease = container_of(it, struct lease, in_holder);

@@ -289,7 +289,11 @@ static int host_object_make(struct tier *t, const char *name, uint64_t size, boo
 		return TIER_E_NOMEM;
 	}
 	h->n_objects++;
-	*ret_object = (struct tier_object){ .base = region.base, .size = size, .fd = region.fd, .ro_fd = region.ro_fd };
+	*ret_object = (struct tier_object){ .base = region.base,
+		                            .size = size,
+		                            .fd = region.fd,
+		                            .ro_fd = region.ro_fd,
+		                            .sparse = sparse };
 	return 0;
 }
 
@@ -302,7 +306,7 @@ static void host_object_drop(struct tier *t, struct tier_object *object)
 	assert(region.base && h->n_objects > 0);
 	h->n_objects--;
 	region.size = page_up(object->size);
-	if (!h->leaving)
+	if (!h->leaving && !object->sparse)
 		region_punch(&region);
 	region_close(&region);
 	*object = (struct tier_object){ .fd = -1, .ro_fd = -1 };

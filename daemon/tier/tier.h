@@ -34,6 +34,7 @@ struct tier_object {
 	void *base;
 	uint64_t size;
 	int fd, ro_fd;
+	bool sparse; /* as it was made */
 };
 
 struct tier_stat {
@@ -68,7 +69,8 @@ struct tier_ops {
 	/* Bytes region_make() could still give. */
 	uint64_t (*room)(struct tier *t);
 
-	/* @sparse: leave untouched, on small pages (session pages).  Otherwise on huge pages where possible. */
+	/* @sparse: leave untouched, on small pages (session pages).  Otherwise on huge pages where possible.  What is dropped reads as
+	 * zeros for those who still map it, but for a sparse one: that is its client's, who may not know yet. */
 	int (*object_make)(struct tier *t, const char *name, uint64_t size, bool sparse, struct tier_object *ret_object);
 	void (*object_drop)(struct tier *t, struct tier_object *object);
 
