@@ -411,8 +411,28 @@ static void store_tick_retains(struct store_ns *sn, uint64_t now_ns)
 	sn->n_retains = kept;
 }
 
+/* What a page claims is cheap to read and a lie away from the truth.  When pins may be why there was no room, the words are counted: one
+ * holder a tick, because that reads all of its page. */
+static void store_tick_suspects(struct store *store, struct store_ns *sn)
+{
+	struct list *first = list_first(&sn->ns.holders);
+	struct holder *h;
+	uint64_t pins;
+
+	if (sn->suspects == 0 || !first)
+		return;
+	sn->suspects--;
+	list_del(first);
+	list_add_tail(&sn->ns.holders, first);
+	h = container_of(first, struct holder, in_ns);
+	pins = lease_counted_pins(h);
+	if (pins > h->user->pin_limit && store->on_pins)
+		store->on_pins(store->on_pins_ctx, h->owner, pins);
+}
+
 static void store_tick_pins(struct store *store, struct store_ns *sn)
 {
+	store_tick_suspects(store, sn);
 	list_for_each_safe(it, next, &sn->ns.holders) {
 		struct holder *h = container_of(it, struct holder, in_ns);
 		uint64_t pins = lease_claimed_pins(h);

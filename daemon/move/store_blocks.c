@@ -139,6 +139,7 @@ int store_reserve(struct holder *h, struct store_reserve *a)
 	}
 	r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, &a->dropped);
 	if (r != 0) {
+		store_ns_of(h)->suspects = ns->n_holders;
 		store_reserve_refused(h, a, WHY_NO_SPACE);
 		quota_return(h->user, QUOTA_SLOTS, fresh + joins);
 	}

@@ -21,6 +21,7 @@ struct store_ns {
 	uint64_t max_bytes;           /* never below used_bytes */
 	uint64_t allowed_bytes;       /* what the policy says; max_bytes comes down to it as regions go */
 	uint32_t zombies;             /* closed holders with slots in quarantine */
+	uint32_t suspects;            /* holders whose pins are still to be counted, one a tick */
 	struct store_retain *retains; /* owns */
 	uint32_t n_retains, cap_retains;
 };
