@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define OUTPUT_TEXT 160
+#define OUTPUT_TEXT 320
 
 /* "1.2 GiB", "12.3 k" and "1.50 ms" into @buf of @size; returns it. */
 char *output_bytes(double bytes, char *buf, size_t size);

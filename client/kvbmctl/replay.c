@@ -205,7 +205,7 @@ static int replay_look(struct replay_run *run)
 	return r;
 }
 
-/* How many slots a namespace can have, asked when it has got its memory; all zero if there is nobody to ask. */
+/* How many slots the namespace may have; zero if there is nobody to ask. */
 static void replay_slots(struct replay_run *run)
 {
 	struct kvbm_options options = { .socket = run->ctl->socket, .name = "kvbmctl" };
@@ -218,7 +218,7 @@ static void replay_slots(struct replay_run *run)
 	}
 	if (ctl_info_try(run->ctl->kvbm, "namespaces", run->replay.ns_name, NULL, 0, &list) == 0) {
 		json_array_foreach(list, i, one)
-			run->outcome.g2_slots = (uint64_t)json_integer_value(json_object_get(one, "slots"));
+			run->outcome.g2_slots = (uint64_t)json_integer_value(json_object_get(one, "max_slots"));
 		json_decref(list);
 	}
 	replay_hang_up(run->ctl);

@@ -42,6 +42,7 @@ struct holder {
 	uint64_t own_total;
 	struct list leases; /* owns */
 	uint32_t n_leases;
+	uint64_t counted_looked_up, counted_hits; /* of the page: what the namespace's counts have already */
 	bool writable, closed;
 	void *memory; /* the store's */
 };

@@ -322,21 +322,26 @@ const char *holder_ns_name(const struct holder *h)
 	return h->ns->desc->name;
 }
 
-/* What the client counted by itself joins the namespace's counts; a client can only falsify its own share of them. */
-static void store_holder_count(struct holder *h)
+/* A client can only falsify its own share of the counts, and only upwards. */
+void store_holder_count(struct holder *h)
 {
 	struct ns_counts *c = &h->ns->counts;
 	uint64_t looked_up = atomic_load_explicit(&h->page->looked_up, memory_order_relaxed);
 	uint64_t hits = atomic_load_explicit(&h->page->hits, memory_order_relaxed);
 
+	looked_up = looked_up > h->counted_looked_up ? looked_up - h->counted_looked_up : 0;
+	hits = hits > h->counted_hits ? hits - h->counted_hits : 0;
 	if (hits > looked_up)
-		hits = looked_up;
+		hits = looked_up; /* the page was read while the client counted: the rest comes next time */
+	h->counted_looked_up += looked_up;
+	h->counted_hits += hits;
 	c->looked_up += looked_up;
 	c->hits += hits;
 	c->misses += looked_up - hits;
 	metrics_add(METRIC_blocks_looked_up, looked_up);
 	metrics_add(METRIC_hits_g2, hits);
 	metrics_add(METRIC_misses, looked_up - hits);
+	metrics_add(METRIC_bytes_matched, hits * h->ns->desc->lane_bytes);
 }
 
 int holder_close(struct holder *h, bool dead)

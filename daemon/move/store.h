@@ -175,8 +175,8 @@ uint64_t store_next_ns(const struct store *store); /* UINT64_MAX: nothing is due
 /* Called (from store_tick or store_reserve) when a holder keeps more pins than its limit: the caller disconnects it. */
 void store_on_pins(struct store *store, void (*cb)(void *ctx, void *owner, uint64_t pins), void *ctx);
 
-/* Sets the gauges of base/metrics.def. */
-void store_metrics(const struct store *store);
+/* Sets the gauges of base/metrics.def, and counts what clients have matched in shared memory since the last time. */
+void store_metrics(struct store *store);
 
 /* ---- reports; all values are a snapshot ---- */
 struct ns_report {

@@ -68,6 +68,8 @@ static inline struct store_ns *store_ns_at(struct list *it)
 }
 
 struct store_ns *store_find(struct store *store, const char *name);
+/* What @h matched in shared memory since the last time joins the counts of its namespace. */
+void store_holder_count(struct holder *h);
 /* Nobody is attached to it. */
 void store_ns_free(struct store_ns *sn);
 

@@ -13,28 +13,27 @@ uint32_t store_n_namespaces(const struct store *store)
 	return store->n_namespaces;
 }
 
-static void report_live(const struct ns *ns, struct ns_report *ret)
+/* Looks at every session of it, so that the counts include what has been matched up to now. */
+static void report_live(struct ns *ns, struct ns_report *ret)
 {
 	list_for_each(it, &ns->holders) {
-		const struct holder *h = container_of(it, struct holder, in_ns);
-		uint64_t looked_up = atomic_load_explicit(&h->page->looked_up, memory_order_relaxed);
-		uint64_t hits = atomic_load_explicit(&h->page->hits, memory_order_relaxed);
+		struct holder *h = container_of(it, struct holder, in_ns);
 
-		hits = hits > looked_up ? looked_up : hits;
+		store_holder_count(h);
 		ret->pins += lease_claimed_pins(h);
 		ret->holds += h->own_total;
-		ret->looked_up += looked_up;
-		ret->hits += hits;
-		ret->misses += looked_up - hits;
 	}
+	ret->looked_up = ns->counts.looked_up;
+	ret->hits = ns->counts.hits;
+	ret->misses = ns->counts.misses;
 }
 
 void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 {
 	assert(i < store->n_namespaces);
 	list_for_each(it, &store->namespaces) {
-		const struct store_ns *sn = store_ns_at(it);
-		const struct ns *ns = &sn->ns;
+		struct store_ns *sn = store_ns_at(it);
+		struct ns *ns = &sn->ns;
 		struct ns_report r = {
 			.name = sn->desc.name,
 			.desc = &sn->desc,
@@ -55,9 +54,6 @@ void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 			.dropped = ns->counts.dropped,
 			.deduplicated = ns->counts.deduplicated,
 			.aborted = ns->counts.aborted,
-			.looked_up = ns->counts.looked_up,
-			.hits = ns->counts.hits,
-			.misses = ns->counts.misses,
 			.metadata_bytes = ns_metadata_bytes(ns),
 		};
 
@@ -220,7 +216,7 @@ int store_remove(struct store *store, const char *name, uint32_t *ret_dropped)
 
 /* ---- gauges and the check ---- */
 
-void store_metrics(const struct store *store)
+void store_metrics(struct store *store)
 {
 	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, resident = 0, bytes = 0, leases = 0, pins = 0;
 
@@ -234,8 +230,9 @@ void store_metrics(const struct store *store)
 		resident += sn->ns.n_used;
 		bytes += sn->used_bytes;
 		list_for_each(hit, &sn->ns.holders) {
-			const struct holder *h = container_of(hit, struct holder, in_ns);
+			struct holder *h = container_of(hit, struct holder, in_ns);
 
+			store_holder_count(h);
 			leases += h->n_leases;
 			pins += h->own_total + lease_claimed_pins(h);
 		}

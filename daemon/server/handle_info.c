@@ -88,7 +88,7 @@ static json_t *info_tier(const struct service *service)
 
 	service->host->ops->stat(service->host, &stat);
 	info_text(tier, "name", "g2");
-	info_text(tier, "state", stat.huge_wanted && !stat.huge ? "degraded" : "ok");
+	info_text(tier, "state", stat.populated_bytes < stat.used_bytes ? "growing" : "ok");
 	info_count(tier, "size_bytes", stat.size_bytes);
 	info_count(tier, "used_bytes", stat.used_bytes);
 	info_count(tier, "touched_bytes", stat.populated_bytes);
