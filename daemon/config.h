@@ -69,8 +69,8 @@ struct config {
 	uint64_t stop_timeout_ns;
 	uint64_t socket_mode;
 	char socket_group[CONFIG_NAME_SIZE]; /* empty: leave the group alone */
-	struct config_uids allow_uids; /* n 0: all */
-	struct config_uids admin_uids; /* n 0: nobody else */
+	struct config_uids allow_uids;       /* n 0: all */
+	struct config_uids admin_uids;       /* n 0: nobody else */
 	uint64_t max_sessions, max_sessions_per_uid;
 	uint64_t write_timeout_ns;
 	/* [g2] */
