@@ -87,24 +87,14 @@ static uint32_t lookup_batch(const struct view *v, const uint8_t *keys, uint32_t
 
 /* ---- pins ---- */
 
-/* False: the count is at its end. */
 hot bool pin_raise(const struct view *v, uint32_t slot, uint32_t stamp)
 {
-	uint32_t word = atomic_load_explicit(&v->page->pins[slot], memory_order_relaxed);
-
-	if (shm_pin_count(word) == PIN_MAX)
-		return false;
-	atomic_store_explicit(&v->page->pins[slot], stamp << SHM_PIN_COUNT_BITS | (shm_pin_count(word) + 1),
-	                      memory_order_relaxed);
-	return true;
+	return shm_pin_raise(&v->page->pins[slot], stamp, PIN_MAX);
 }
 
 hot void pin_lower(const struct view *v, uint32_t slot)
 {
-	uint32_t word = atomic_load_explicit(&v->page->pins[slot], memory_order_relaxed);
-
-	/* Release: what was read under the pin was read before. */
-	atomic_store_explicit(&v->page->pins[slot], word - 1, memory_order_release);
+	shm_pin_lower(&v->page->pins[slot]);
 }
 
 static uint32_t pin_stamp(const struct view *v)
@@ -154,7 +144,7 @@ static uint32_t pin_batch(const struct view *v, const uint8_t *keys, uint32_t n,
 	for (uint32_t i = 0; i < n; i++)
 		if (found[i].at && !pin_raise(v, found[i].entry.slot, stamp))
 			found[i].at = NULL; /* held 2,047 times by this session: not once more */
-	atomic_thread_fence(memory_order_seq_cst);
+	shm_fence();
 	for (uint32_t i = 0; i < n; i++) {
 		if (found[i].at && pin_is_right(v, keys + (size_t)i * kb, &found[i])) {
 			kept++;

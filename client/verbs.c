@@ -259,7 +259,7 @@ static void commit_hold(struct kvbm_ns *ns, const Kvbm__CommitReply *reply, stru
 	if (by_socket || held == 0)
 		return;
 	/* The pins must be visible before the daemon lets go. */
-	atomic_thread_fence(memory_order_seq_cst);
+	shm_fence();
 	m.ns = ns->view->number;
 	m.slots = k->slots;
 	m.generations = k->generations;

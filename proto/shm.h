@@ -86,6 +86,8 @@ struct shm_entry {
 	uint32_t generation;
 	uint32_t slot;
 };
+/* Of no key, but probing goes on behind it. */
+#define SHM_TOMBSTONE ((struct shm_entry){ .tag = 0, .generation = UINT32_MAX, .slot = SHM_NO_SLOT })
 #define SHM_LINE_ENTRIES 4u
 /* Lines looked at from the home line on, at most.  It bounds what a broken index costs; at the load of 3/4 that the index is sized for, runs of
  * full lines reach 16 for one block in 3,000, which then could not be kept, and never 64. */
@@ -245,6 +247,40 @@ static inline uint32_t shm_pin_count(uint32_t word)
 static inline uint32_t shm_pin_stamp(uint32_t word)
 {
 	return word >> SHM_PIN_COUNT_BITS;
+}
+
+/* The hand-shake: store, shm_fence(), load on both sides, so that whoever is second sees the other's store.
+ *   client  shm_pin_raise() of each slot found     shm_fence()   the entries again: as they were, or the pin is lowered
+ *   daemon  SHM_TOMBSTONE in each victim's entry   shm_fence()   shm_pin_load() of every session: 0, or the entry comes back
+ * A full fence, not an exchange: one serves a whole batch. */
+static inline __attribute__((always_inline)) void shm_fence(void)
+{
+	atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* One thread writes a page at a time.  False: the count is at @max. */
+static inline __attribute__((always_inline)) bool shm_pin_raise(_Atomic uint32_t *pin, uint32_t stamp, uint32_t max)
+{
+	uint32_t word = atomic_load_explicit(pin, memory_order_relaxed);
+
+	if (shm_pin_count(word) == max)
+		return false;
+	atomic_store_explicit(pin, stamp << SHM_PIN_COUNT_BITS | (shm_pin_count(word) + 1), memory_order_relaxed);
+	return true;
+}
+
+static inline __attribute__((always_inline)) void shm_pin_lower(_Atomic uint32_t *pin)
+{
+	uint32_t word = atomic_load_explicit(pin, memory_order_relaxed);
+
+	/* Release: what was read under the pin was read before. */
+	atomic_store_explicit(pin, word - 1, memory_order_release);
+}
+
+/* Acquire, against that release: the slot's next bytes are written after they were read. */
+static inline __attribute__((always_inline)) uint32_t shm_pin_load(const _Atomic uint32_t *pin)
+{
+	return atomic_load_explicit((_Atomic uint32_t *)pin, memory_order_acquire);
 }
 
 static inline size_t shm_ns_bytes(uint32_t n_regions, uint64_t n_lines, uint64_t *ret_lines_offset)

@@ -3,7 +3,6 @@
 
 #include <assert.h>
 
-#define INDEX_TOMBSTONE ((struct shm_entry){ .tag = 0, .generation = UINT32_MAX, .slot = SHM_NO_SLOT })
 #define INDEX_EMPTY ((struct shm_entry){ 0 })
 
 uint64_t index_lines_for(uint64_t n_slots)
@@ -74,7 +73,7 @@ int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint3
 void index_tombstone(struct index *ix, struct shm_entry *e)
 {
 	assert(e->generation != 0 && e->slot != SHM_NO_SLOT);
-	shm_entry_store(e, INDEX_TOMBSTONE);
+	shm_entry_store(e, SHM_TOMBSTONE);
 	ix->used--;
 }
 
@@ -129,7 +128,7 @@ void index_remove(struct index *ix, struct shm_entry *e)
 			break;
 		shm_entry_store(hole, *move);
 		atomic_thread_fence(memory_order_release);
-		shm_entry_store(move, INDEX_TOMBSTONE);
+		shm_entry_store(move, SHM_TOMBSTONE);
 		hole = move;
 	}
 	shm_entry_store(hole, INDEX_EMPTY);

@@ -27,7 +27,7 @@ void lease_holder_init(struct holder *h, struct ns *ns)
 
 static uint32_t lease_page_word(const struct holder *h, uint32_t slot)
 {
-	return h->page ? atomic_load_explicit(&h->page->pins[slot], memory_order_acquire) : 0;
+	return h->page ? shm_pin_load(&h->page->pins[slot]) : 0;
 }
 
 /* The full tick behind a 20-bit stamp: the newest one that is not in the future. */

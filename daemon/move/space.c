@@ -36,7 +36,7 @@ static uint32_t space_pardon_pinned(struct store *store, uint32_t from)
 {
 	uint32_t kept = from, pardoned = 0;
 
-	atomic_thread_fence(memory_order_seq_cst);
+	shm_fence();
 	for (uint32_t i = from; i < store->n_victims; i++) {
 		struct store_victim v = store->victims[i];
 

@@ -354,7 +354,7 @@ int holder_close(struct holder *h, bool dead)
 	h->closed = true;
 	/* The client may not know, and go on matching: from here on its pins protect nothing, and it must not believe so. */
 	atomic_store_explicit(&h->page->live, 0, memory_order_relaxed);
-	atomic_thread_fence(memory_order_seq_cst);
+	shm_fence();
 	store_holder_count(h);
 	list_for_each_safe(it, next, &h->leases) {
 		struct lease *lease = container_of(it, struct lease, in_holder);
