@@ -108,6 +108,19 @@ static void output_number(const char *name, const json_t *value, char *ret_text)
 		strcat(ret_text, "/s");
 }
 
+/* Some of it is text from strangers (clients name themselves): a terminal must not obey it.  U+0080 to U+009F are commands, too. */
+static void output_tame(char *text)
+{
+	for (char *p = text; *p; p++) {
+		unsigned char c = (unsigned char)p[0], next = (unsigned char)p[1];
+
+		if (c < 0x20 || c == 0x7f)
+			*p = '?';
+		else if (c == 0xc2 && next >= 0x80 && next < 0xa0)
+			p[0] = p[1] = '?';
+	}
+}
+
 void output_value(const char *name, const json_t *value, char ret_text[OUTPUT_TEXT])
 {
 	char *dump;
@@ -122,6 +135,7 @@ void output_value(const char *name, const json_t *value, char ret_text[OUTPUT_TE
 		return;
 	case JSON_STRING:
 		snprintf(ret_text, OUTPUT_TEXT, "%s", *json_string_value(value) ? json_string_value(value) : "-");
+		output_tame(ret_text);
 		return;
 	case JSON_INTEGER:
 	case JSON_REAL:
@@ -133,6 +147,7 @@ void output_value(const char *name, const json_t *value, char ret_text[OUTPUT_TE
 	}
 	dump = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
 	snprintf(ret_text, OUTPUT_TEXT, "%s", dump ? dump : "?");
+	output_tame(ret_text);
 	if (dump && strlen(dump) >= OUTPUT_TEXT)
 		strcpy(ret_text + OUTPUT_TEXT - 4, "...");
 	free(dump);

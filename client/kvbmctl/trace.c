@@ -59,6 +59,8 @@ static int trace_request(const json_t *object, const char *path, uint64_t line, 
 	if (json_array_size(ids) > TRACE_MAX_IDS)
 		return trace_bad(ret_error, path, line, "%zu hash_ids, at most %u are possible", json_array_size(ids),
 		                 TRACE_MAX_IDS);
+	if (rs->n_ids + json_array_size(ids) > TRACE_MAX_ALL_IDS || rs->n == UINT32_MAX / 4)
+		return trace_bad(ret_error, path, line, "the trace is too long");
 	r = requests_begin(rs, numbers[0], (uint64_t)numbers[1], (uint64_t)numbers[2]);
 	json_array_foreach(ids, i, id)
 	{
@@ -72,22 +74,41 @@ static int trace_request(const json_t *object, const char *path, uint64_t line, 
 
 static bool trace_is_blank(const char *text, size_t len)
 {
-	return strspn(text, " \t\r\n") >= len;
+	while (len > 0 && memchr(" \t\r\n", text[len - 1], 4))
+		len--;
+	return len == 0;
+}
+
+/* Reads a line of at most @size bytes.  Returns its length, more than @size if it is longer, or -1 at the end or on an error. */
+static ssize_t trace_line(FILE *file, char *text, size_t size)
+{
+	size_t len = 0;
+	int c = '\0';
+
+	while (len <= size && c != '\n' && (c = getc_unlocked(file)) != EOF) {
+		if (len < size)
+			text[len] = (char)c;
+		len++;
+	}
+	return len ? (ssize_t)len : -1;
 }
 
 static int trace_lines(FILE *file, const char *path, struct requests *rs, char *ret_error)
 {
-	char *text = NULL;
-	size_t size = 0;
+	char *text = malloc(TRACE_MAX_LINE);
 	ssize_t len;
 	uint64_t line = 0;
-	int r = 0;
+	int r = text ? 0 : -ENOMEM;
 
-	while (r == 0 && (len = getline(&text, &size, file)) >= 0) {
+	while (r == 0 && (len = trace_line(file, text, TRACE_MAX_LINE)) >= 0) {
 		json_error_t error;
 		json_t *object;
 
 		line++;
+		if (len > (ssize_t)TRACE_MAX_LINE) {
+			r = trace_bad(ret_error, path, line, "the line is longer than %u bytes", TRACE_MAX_LINE);
+			break;
+		}
 		if (trace_is_blank(text, (size_t)len))
 			continue;
 		object = json_loadb(text, (size_t)len, JSON_REJECT_DUPLICATES, &error);

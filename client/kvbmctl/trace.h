@@ -11,7 +11,9 @@
 
 enum { TRACE_E_FORMAT = 1 };
 
-#define TRACE_MAX_IDS 16384u /* of one request: the most keys that one call of libkvbm takes */
+#define TRACE_MAX_IDS 16384u                  /* of one request: the most keys that one call of libkvbm takes */
+#define TRACE_MAX_LINE (4u << 20)             /* bytes */
+#define TRACE_MAX_ALL_IDS (UINT32_C(1) << 30) /* of all requests: 8 GiB of them */
 #define TRACE_ERROR_SIZE 512
 
 /* Reads @path ("-": standard input) into @rs, which must be empty; on failure it is empty again and @ret_error says what is wrong and
