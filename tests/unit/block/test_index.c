@@ -19,6 +19,7 @@ static void checked_store(struct shm_entry *p, struct shm_entry e);
 #undef shm_entry_store
 
 #define KEYS 300u
+#define N_PROBED (SHM_MAX_PROBE * SHM_LINE_ENTRIES) /* keys of one home that a table holds */
 
 enum state { ABSENT, PRESENT, CONDEMNED };
 
@@ -225,21 +226,21 @@ START_TEST(probes_are_bounded)
 	uint32_t full = 0;
 
 	teardown();
-	open_table(40, 16);
+	open_table(100, 16);
 	ix.n_lines = 1; /* all keys have their home in the first line */
 	for (uint32_t i = 0; i < KEYS; i++) {
 		struct shm_hash h = hash(i);
 
-		ix.n_lines = 40;
+		ix.n_lines = 100;
 		full += index_insert(&ix, h, i + 1, i) == INDEX_E_FULL;
 		ix.n_lines = 1;
 	}
-	ix.n_lines = 40;
-	ck_assert_uint_eq(full, KEYS - SHM_MAX_PROBE * SHM_LINE_ENTRIES);
-	for (uint64_t l = 0; l < 40; l++)
+	ix.n_lines = 100;
+	ck_assert_uint_eq(full, KEYS - N_PROBED);
+	for (uint64_t l = 0; l < 100; l++)
 		ck_assert_uint_eq(lines[l].entries[3].generation != 0, l < SHM_MAX_PROBE);
-	ck_assert_ptr_nonnull(index_find(&ix, records[63].key, (struct shm_hash){ 0, hash(63).tag }));
-	ck_assert_ptr_null(index_find(&ix, records[64].key, (struct shm_hash){ 0, hash(64).tag }));
+	ck_assert_ptr_nonnull(index_find(&ix, records[N_PROBED - 1].key, (struct shm_hash){ 0, hash(N_PROBED - 1).tag }));
+	ck_assert_ptr_null(index_find(&ix, records[N_PROBED].key, (struct shm_hash){ 0, hash(N_PROBED).tag }));
 }
 END_TEST
 
