@@ -4,11 +4,11 @@
 # Needs no root, no configuration and no file from elsewhere.  make demo builds first.
 #
 #   packaging/demo.sh [BUILD]          BUILD: where kvbmd and kvbmctl are (default: build)
-#   DEMO_SIZE=64M DEMO_REQUESTS=1500   memory of the cache, requests of a replay
+#   DEMO_SIZE=64M DEMO_REQUESTS=4000   memory of the cache, requests of a replay
 set -u
 build=$(cd "${1:-build}" 2>/dev/null && pwd) || { echo "demo: no folder ${1:-build}; run make first" >&2; exit 1; }
 size=${DEMO_SIZE:-64M}
-requests=${DEMO_REQUESTS:-1500}
+requests=${DEMO_REQUESTS:-4000}
 block=16K
 namespace=demo
 
@@ -65,6 +65,7 @@ ctl() { timeout 60 "$build/kvbmctl" -S "$socket" "$@"; }
 metric() { ctl metrics 2>/dev/null | awk -v name="kvbmd_$1" '$1 == name || $1 == name "_total" { print $2; found = 1 } END { exit !found }'; }
 # A number in a file of JSON: the last one of that name.
 number() { grep -o "\"$2\" *: *-\{0,1\}[0-9.eE+-]*" "$1" | tail -n 1 | sed 's/.*: *//'; }
+percent() { awk -v part="$1" 'BEGIN { printf "%.1f %%", part * 100 }'; }
 # Waits for a condition, up to so many seconds.
 within()
 {
@@ -122,15 +123,13 @@ title "Four client processes replay $requests chat requests"
 say "Each request looks its prefix up, checks the bytes of every hit, writes the blocks that are missing and publishes them." \
 	"The chats need more memory than there is, so that old blocks are dropped for new ones." \
 	"\$ kvbmctl ${replay_args[*]}"
-begun=$SECONDS
 ctl -o json "${replay_args[@]}" >"$dir/first.json" 2>"$dir/first.err"
 code=$?
-took=$((SECONDS - begun))
 if [ $code -ne 0 ]; then tail -n 20 "$dir/first.err" | show; fi
 looked=$(number "$dir/first.json" blocks_looked_up) hit=$(number "$dir/first.json" blocks_hit)
-rate=$(number "$dir/first.json" hit_rate) stored=$(number "$dir/first.json" blocks_stored)
+rate=$(percent "$(number "$dir/first.json" hit_rate)") stored=$(number "$dir/first.json" blocks_stored)
 verified=$(number "$dir/first.json" blocks_verified) wrong=$(number "$dir/first.json" wrong_bytes)
-errors=$(number "$dir/first.json" errors)
+errors=$(number "$dir/first.json" errors) took=$(printf %.1f "$(number "$dir/first.json" seconds)")
 say "looked up $looked blocks, found $hit of them in the cache: hit rate $rate" \
 	"stored $stored new ones; compared $verified blocks byte by byte; $took s"
 expect "wrong bytes: ${wrong:-?}" same "$wrong" 0

@@ -8,25 +8,48 @@
 #include "ctl.h"
 #include "output.h"
 
+/* Where there is only one namespace, it need not be named.  0 and *ns is the caller's in any case, or the exit code after saying why. */
+static int block_namespace(struct ctl *ctl, const char *given, char **ret_ns)
+{
+	json_t *list;
+	int r;
+
+	if (given) {
+		*ret_ns = strdup(given);
+		return *ret_ns ? 0 : CTL_NO;
+	}
+	r = ctl_info(ctl, "namespaces", NULL, &list);
+	if (r != 0)
+		return r;
+	if (json_array_size(list) == 1)
+		*ret_ns = strdup(json_string_value(json_object_get(json_array_get(list, 0), "name")));
+	else
+		r = ctl_usage(ctl, "--namespace is missing: there are %zu", json_array_size(list));
+	json_decref(list);
+	return r;
+}
+
 int verb_block(struct ctl *ctl, int argc, char **argv)
 {
-	const char *ns = NULL;
-	const struct arg table[] = { { "namespace", 'n', ARG_STRING, &ns, "NAME", "the block's namespace" }, { 0 } };
+	const char *given = NULL;
+	const struct arg table[] = { { "namespace", 'n', ARG_STRING, &given, "NAME", "the block's namespace" }, { 0 } };
+	char *ns = NULL;
 	uint8_t key[KVBM_KEY_MAX];
 	json_t *value;
 	int r = ctl_args(ctl, table, &argc, argv, 1, 1), len;
 
 	if (r >= 0)
 		return r;
-	if (!ns)
-		return ctl_usage(ctl, "--namespace is missing");
 	len = ctl_key(ctl, argv[0], key);
 	if (len < 0)
 		return CTL_USAGE;
 	r = ctl_open(ctl);
+	if (r == 0)
+		r = block_namespace(ctl, given, &ns);
 	if (r != 0)
 		return r;
 	r = ctl_info_try(ctl->kvbm, ctl->verb->name, ns, key, (uint32_t)len, &value);
+	free(ns);
 	if (r < 0)
 		return ctl_failed(ctl, argv[0], r);
 	ctl_print(ctl, value);
@@ -59,39 +82,53 @@ static int match_report(struct ctl *ctl, const char *ns, int looked_up, json_t *
 	return hits == (size_t)looked_up ? CTL_DONE : CTL_NO;
 }
 
-int verb_match(struct ctl *ctl, int argc, char **argv)
+/* The leading blocks that are there.  0, or the exit code after saying why. */
+static int match_prefix(struct ctl *ctl, const char *ns, int n, char **texts, json_t *blocks)
 {
-	const char *ns = NULL;
-	const struct arg table[] = { { "namespace", 'n', ARG_STRING, &ns, "NAME", "where to look" }, { 0 } };
-	json_t *blocks, *one;
 	uint8_t key[KVBM_KEY_MAX];
-	int r = ctl_args(ctl, table, &argc, argv, 1, (int)KVBM_MAX_KEYS);
+	json_t *one;
 
-	if (r >= 0)
-		return r;
-	if (!ns)
-		return ctl_usage(ctl, "--namespace is missing");
-	for (int i = 0; i < argc; i++)
-		if (ctl_key(ctl, argv[i], key) < 0)
-			return CTL_USAGE;
-	r = ctl_info(ctl, "namespaces", ns, &one); /* so that a wrong name is not taken for a miss */
-	if (r != 0)
-		return r;
-	json_decref(one);
-	blocks = json_array();
-	for (int i = 0; i < argc; i++) {
-		int len = ctl_key(ctl, argv[i], key);
+	for (int i = 0; i < n; i++) {
+		int len = ctl_key(ctl, texts[i], key), r = match_look(ctl, ns, key, (uint32_t)len, &one);
 
-		r = match_look(ctl, ns, key, (uint32_t)len, &one);
-		if (r < 0) {
-			json_decref(blocks);
-			return ctl_failed(ctl, argv[i], r);
-		}
+		if (r < 0)
+			return ctl_failed(ctl, texts[i], r);
 		if (r == 0)
 			break;
 		json_array_append_new(blocks, one);
 	}
-	return match_report(ctl, ns, argc, blocks);
+	return 0;
+}
+
+int verb_match(struct ctl *ctl, int argc, char **argv)
+{
+	const char *given = NULL;
+	const struct arg table[] = { { "namespace", 'n', ARG_STRING, &given, "NAME", "where to look" }, { 0 } };
+	json_t *blocks = NULL, *one;
+	uint8_t key[KVBM_KEY_MAX];
+	char *ns = NULL;
+	int r = ctl_args(ctl, table, &argc, argv, 1, (int)KVBM_MAX_KEYS);
+
+	if (r >= 0)
+		return r;
+	for (int i = 0; i < argc; i++)
+		if (ctl_key(ctl, argv[i], key) < 0)
+			return CTL_USAGE;
+	r = ctl_open(ctl);
+	if (r == 0)
+		r = block_namespace(ctl, given, &ns);
+	if (r == 0)
+		r = ctl_info(ctl, "namespaces", ns, &one); /* so that a wrong name is not taken for a miss */
+	if (r == 0) {
+		json_decref(one);
+		blocks = json_array();
+		r = match_prefix(ctl, ns, argc, argv, blocks);
+	}
+	if (r == 0)
+		r = match_report(ctl, ns, argc, json_incref(blocks));
+	json_decref(blocks);
+	free(ns);
+	return r;
 }
 
 static int drop_report(struct ctl *ctl, const char *ns, int dropped, uint32_t kept)

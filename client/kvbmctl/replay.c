@@ -200,6 +200,10 @@ static int replay_look(struct replay_run *run)
 		return r;
 	replay_model(&run->replay, &model);
 	r = kvbm_attach(run->ctl->kvbm, &model, &ns);
+	if (r == -KVBM_E_MISMATCH)
+		fprintf(stderr,
+		        "Blocks of another size or shape are in that namespace: choose another one with --namespace, or kvbmctl drop -n %s\n",
+		        run->replay.ns_name);
 	r = r < 0 ? ctl_failed(run->ctl, run->replay.ns_name, r) : 0;
 	replay_hang_up(run->ctl);
 	return r;
