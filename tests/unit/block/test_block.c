@@ -66,7 +66,7 @@ START_TEST(a_key_has_one_block)
 }
 END_TEST
 
-/* Every key of this namespace has its home in one line: 16 lines of four can be reached. */
+/* As if the index had one line: four blocks have room in it. */
 START_TEST(full_index_is_an_answer)
 {
 	uint64_t lines = f.ns.index.n_lines;

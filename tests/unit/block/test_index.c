@@ -18,8 +18,7 @@ static void checked_store(struct shm_entry *p, struct shm_entry e);
 #include "daemon/block/index.c"
 #undef shm_entry_store
 
-#define KEYS 300u
-#define N_PROBED (SHM_MAX_PROBE * SHM_LINE_ENTRIES) /* keys of one home that a table holds */
+#define KEYS 400u
 
 enum state { ABSENT, PRESENT, CONDEMNED };
 
@@ -223,24 +222,22 @@ END_TEST
 /* In a larger one no key lies farther from home than a client looks. */
 START_TEST(probes_are_bounded)
 {
+	const uint32_t reach = SHM_MAX_PROBE * SHM_LINE_ENTRIES, n_lines = SHM_MAX_PROBE + 9;
 	uint32_t full = 0;
 
+	ck_assert_uint_lt(reach, KEYS);
 	teardown();
-	open_table(100, 16);
-	ix.n_lines = 1; /* all keys have their home in the first line */
+	open_table(n_lines, 16);
 	for (uint32_t i = 0; i < KEYS; i++) {
-		struct shm_hash h = hash(i);
+		struct shm_hash h = { .line = 0, .tag = hash(i).tag }; /* as if all had their home in the first line */
 
-		ix.n_lines = 100;
 		full += index_insert(&ix, h, i + 1, i) == INDEX_E_FULL;
-		ix.n_lines = 1;
 	}
-	ix.n_lines = 100;
-	ck_assert_uint_eq(full, KEYS - N_PROBED);
-	for (uint64_t l = 0; l < 100; l++)
+	ck_assert_uint_eq(full, KEYS - reach);
+	for (uint64_t l = 0; l < n_lines; l++)
 		ck_assert_uint_eq(lines[l].entries[3].generation != 0, l < SHM_MAX_PROBE);
-	ck_assert_ptr_nonnull(index_find(&ix, records[N_PROBED - 1].key, (struct shm_hash){ 0, hash(N_PROBED - 1).tag }));
-	ck_assert_ptr_null(index_find(&ix, records[N_PROBED].key, (struct shm_hash){ 0, hash(N_PROBED).tag }));
+	ck_assert_ptr_nonnull(index_find(&ix, records[reach - 1].key, (struct shm_hash){ 0, hash(reach - 1).tag }));
+	ck_assert_ptr_null(index_find(&ix, records[reach].key, (struct shm_hash){ 0, hash(reach).tag }));
 }
 END_TEST
 
@@ -258,10 +255,10 @@ START_TEST(equal_tags_are_told_apart)
 }
 END_TEST
 
-/* Tables of 3, 5, 9, 17 and 24 lines, from empty to full, so that chains wrap and are mended in every way. */
+/* Tables of few lines and one of more than a probe reaches, from empty to full, so that chains wrap and are mended in every way. */
 START_TEST(random_operations)
 {
-	static const uint64_t sizes[] = { 3, 5, 9, 17, 24 };
+	static const uint64_t sizes[] = { 3, 5, 9, 17, SHM_MAX_PROBE + 6 };
 	struct rng rng;
 	uint32_t keys, limit;
 
@@ -269,7 +266,7 @@ START_TEST(random_operations)
 	open_table(sizes[_i % 5], 16);
 	keys = (uint32_t)ix.n_lines * 5;
 	rng_init(&rng, (uint64_t)_i);
-	for (int step = 0; step < 60; step++) {
+	for (int step = 0; step < (_i % 5 == 4 ? 10 : 60); step++) {
 		limit = (uint32_t)rng_below(&rng, ix.n_lines * SHM_LINE_ENTRIES + 1);
 		for (uint32_t i = 0; i < keys && ix.used < limit; i++) {
 			uint32_t k = (uint32_t)rng_below(&rng, keys);
