@@ -219,6 +219,39 @@ START_TEST(last_child_unparks)
 }
 END_TEST
 
+START_TEST(a_pardoned_victim_is_in_the_order_again)
+{
+	uint64_t budget = 100;
+	uint32_t victim;
+
+	for (uint32_t i = 1; i <= 20; i++)
+		fixture_store(&h, i, 0);
+	ck_assert(heat_pick(&f.ns.heat, &victim, &budget));
+	ck_assert_uint_eq(f.ns.heat.in_order, 19);
+	block_condemn(&f.ns, victim);
+	block_pardon(&f.ns, victim);
+	ck_assert_uint_eq(f.ns.heat.in_order, 20);
+	ck_assert_int_eq(f.ns.blocks[victim].heat.where, HEAT_ORDER);
+}
+END_TEST
+
+/* A namespace may end with blocks in it, orphans among them. */
+START_TEST(nothing_is_left_of_a_namespace)
+{
+	struct fixture g;
+	struct holder writer;
+
+	fixture_open(&g, fixture_desc(1, 16), 1, 32);
+	fixture_holder(&g, &writer, false);
+	for (uint32_t i = 2; i <= 20; i++)
+		fixture_store(&writer, i, i / 2);
+	fixture_drop(&g, fixture_find(&g, 3));
+	ck_assert_uint_gt(block_orphan_bytes(&g.ns), 0);
+	fixture_holder_close(&writer);
+	fixture_close(&g);
+}
+END_TEST
+
 START_TEST(own_parent_is_a_root)
 {
 	uint32_t a = fixture_store(&h, 1, 1);
@@ -499,6 +532,8 @@ int main(void)
 	tcase_add_test_raise_signal(tc, condemning_a_free_slot_aborts, SIGABRT);
 	tcase_add_test_raise_signal(tc, forgetting_a_findable_block_aborts, SIGABRT);
 	tcase_add_test(tc, last_child_unparks);
+	tcase_add_test(tc, a_pardoned_victim_is_in_the_order_again);
+	tcase_add_test(tc, nothing_is_left_of_a_namespace);
 	tcase_add_test(tc, own_parent_is_a_root);
 	tcase_add_test(tc, later_parent_takes_orphans_on);
 	tcase_add_test(tc, parent_comes_back);

@@ -572,6 +572,22 @@ START_TEST(held_in_grace)
 }
 END_TEST
 
+/* A touch that is not in the calendar is of its nearest end. */
+START_TEST(touches_outside_the_calendar)
+{
+	tick();
+	tick();
+	heat.oldest = 2;
+	marks[0].touch = heat.clock + 5;
+	heat_place(&heat, 0);
+	ck_assert_uint_eq(marks[0].place, heat.clock);
+	marks[1].touch = 1;
+	heat_place(&heat, 1);
+	ck_assert_uint_eq(marks[1].place, 2);
+	ck_assert_uint_eq(pick(), 1);
+}
+END_TEST
+
 START_TEST(placing_twice_aborts)
 {
 	come(0, NS_NONE);
@@ -604,6 +620,7 @@ int main(void)
 	tcase_add_test(tc, joined_buckets_share_chunks);
 	tcase_add_test(tc, chunks_are_used_again);
 	tcase_add_test(tc, stale_entries_are_bounded);
+	tcase_add_test(tc, touches_outside_the_calendar);
 	tcase_add_test_raise_signal(tc, placing_twice_aborts, SIGABRT);
 	tcase_add_test_raise_signal(tc, no_slots_abort, SIGABRT);
 	tcase_add_checked_fixture(grace, setup, teardown);

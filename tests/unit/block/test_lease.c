@@ -396,6 +396,27 @@ START_TEST(uses_of_a_dead_session_are_remembered)
 }
 END_TEST
 
+START_TEST(any_of_many_holds)
+{
+	uint32_t slot = fixture_store(&a, 1, 0), touch = 0, holders;
+	struct holder many[8];
+
+	for (int i = 0; i < 8; i++)
+		fixture_holder(&f, &many[i], true);
+	for (int i = 0; i < 8; i++) {
+		pin(&many[i], slot, 1, 1);
+		lease_prefetch(&f.ns, slot);
+		ck_assert(lease_is_held(&f.ns, slot, &touch));
+		ck_assert_uint_eq(lease_pins(&f.ns, slot, &holders), 1);
+		ck_assert_uint_eq(holders, 1);
+		pin(&many[i], slot, 1, 0);
+	}
+	for (int i = 0; i < 8; i++)
+		fixture_holder_close(&many[i]);
+	ck_assert(!lease_is_held(&f.ns, slot, &touch));
+}
+END_TEST
+
 START_TEST(without_a_page_nothing_is_pinned)
 {
 	struct holder c;
@@ -497,6 +518,7 @@ int main(void)
 	tcase_add_test(tc, pins_hold);
 	tcase_add_test(tc, stamps_wrap);
 	tcase_add_test(tc, uses_of_a_dead_session_are_remembered);
+	tcase_add_test(tc, any_of_many_holds);
 	tcase_add_test(tc, without_a_page_nothing_is_pinned);
 	tcase_add_test(tc, holds_count);
 	tcase_add_test_raise_signal(tc, letting_go_of_nothing_aborts, SIGABRT);

@@ -418,6 +418,18 @@ START_TEST(regions_beyond_the_budget_have_no_slots)
 }
 END_TEST
 
+/* A region may be larger than was asked for: slots beyond the numbers it has are not used. */
+START_TEST(large_regions_have_as_many_slots_as_numbers)
+{
+	for (uint32_t r = 0; r < 3; r++)
+		ns_region_remove(&f.ns, r);
+	ck_assert_uint_eq(f.ns.n_slots, 0);
+	ck_assert_uint_eq(ns_region_add(&f.ns, 100 * FIXTURE_LANE), 0);
+	ck_assert_uint_eq(f.ns.n_slots, 1u << f.geo.shift);
+	ck_assert(!ns_slot_valid(&f.ns, 1u << f.geo.shift));
+}
+END_TEST
+
 START_TEST(memory_is_counted)
 {
 	uint64_t before = ns_metadata_bytes(&f.ns);
@@ -506,6 +518,7 @@ int main(void)
 	tcase_add_test(slots, draining_regions_hand_out_nothing);
 	tcase_add_test_raise_signal(slots, draining_twice_aborts, SIGABRT);
 	tcase_add_test(slots, regions_beyond_the_budget_have_no_slots);
+	tcase_add_test(slots, large_regions_have_as_many_slots_as_numbers);
 	tcase_add_test(slots, memory_is_counted);
 	tcase_add_test_raise_signal(slots, closing_with_a_writer_aborts, SIGABRT);
 	tcase_add_test(slots, readers_are_told_that_it_is_gone);
