@@ -140,13 +140,15 @@ static bool pin_is_right(const struct view *v, const uint8_t *key, const struct 
 static uint32_t pin_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
 {
 	uint32_t stamp = pin_stamp(v), kb = v->key_bytes, kept = 0;
+	bool live;
 
 	for (uint32_t i = 0; i < n; i++)
 		if (found[i].at && !pin_raise(v, found[i].entry.slot, stamp))
 			found[i].at = NULL; /* held 2,047 times by this session: not once more */
 	shm_fence();
+	live = shm_page_is_live(v->page); /* else the daemon has ended this session, and nobody reads our pins */
 	for (uint32_t i = 0; i < n; i++) {
-		if (found[i].at && pin_is_right(v, keys + (size_t)i * kb, &found[i])) {
+		if (found[i].at && live && pin_is_right(v, keys + (size_t)i * kb, &found[i])) {
 			kept++;
 			continue;
 		}

@@ -120,8 +120,8 @@ static void *region_address(struct kvbm_ns *ns, const struct kvbm_span *span, ui
 	*ret_why = "the span names no slot of this namespace, or one of a daemon that has gone";
 	if (!v || lane >= v->lanes)
 		return NULL;
-	/* Retired by a daemon that lives on: it has forgotten our pins, and may have reused the slot. */
-	if (v->retired && shm_daemon_alive(v->life->page))
+	/* Retired, or to be retired once we notice, by a daemon that lives on: it has forgotten our pins, and may have reused the slot. */
+	if ((v->retired || !shm_page_is_live(v->page)) && shm_daemon_alive(v->life->page))
 		return NULL;
 	if (atomic_load_explicit(&v->records[span->slot].generation, memory_order_relaxed) != span->generation) {
 		*ret_why = "the span is stale: its slot holds, or held, another block";

@@ -471,7 +471,8 @@ int kvbm_match(struct kvbm_ns *ns, const void *keys, uint32_t n, unsigned flags,
 		return match_by_socket(ns, keys, n, flags, ret_spans);
 	pthread_mutex_lock(&ns->lock);
 	v = ns->view;
-	if (v && shm_daemon_alive(v->life->page) && !atomic_load_explicit(&v->shm->closed, memory_order_relaxed)) {
+	if (v && shm_daemon_alive(v->life->page) && shm_page_is_live(v->page) &&
+	    !atomic_load_explicit(&v->shm->closed, memory_order_relaxed)) {
 		if (!(flags & KVBM_PEEK) && v->max_pins && v->page->pinned + n > v->max_pins)
 			r = -KVBM_E_LIMIT;
 		else
