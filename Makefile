@@ -102,6 +102,7 @@ FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_MAIN := $(wildcard tests/fuzz/main.c)
 BENCH_SRC := $(wildcard tests/bench/bench_*.c)
 BENCH_LIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard tests/bench/*.c))
+SYSTEMD_TESTS := $(wildcard tests/systemd/test_*.sh)
 PYTHON_TESTS := $(wildcard tests/python/test_*.py)
 LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py test_run.py)
 
@@ -163,8 +164,8 @@ check-unit: $(UNIT_BIN) ## one file each, no files, no sockets
 check-sim: $(SIM_BIN) ## core, fake tiers, virtual time, seeded faults (SEEDS=n)
 	@$(if $(SIM_BIN),$(RUN) -n sim -t 900 $(SIM_BIN),echo 'no simulator')
 
-check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients
-	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 300 $(INTEGRATION_BIN),echo 'no integration tests')
+check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients, and a real systemd
+	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 300 $(SYSTEMD_TESTS) $(INTEGRATION_BIN),echo 'no integration tests')
 
 check-python: all ## the Python package
 	@$(if $(PYTHON_TESTS),$(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
