@@ -284,16 +284,12 @@ static int host_object_make(struct tier *t, const char *name, uint64_t size, boo
 	while (region_open(name, page_up(size), sparse ? REGION_PAGES_SMALL : h->object_pages, &region) != 0)
 		if (!host_prepared_drop_one(h))
 			return TIER_E_NOMEM;
-	if (region_open_ro(&region) != 0) {
+	if (region_open_ro(&region) != 0 || (!sparse && region_freeze(&region) != 0)) {
 		region_close(&region);
 		return TIER_E_NOMEM;
 	}
 	h->n_objects++;
-	*ret_object = (struct tier_object){ .base = region.base,
-		                            .size = size,
-		                            .fd = region.fd,
-		                            .ro_fd = region.ro_fd,
-		                            .sparse = sparse };
+	*ret_object = (struct tier_object){ .base = region.base, .size = size, .fd = region.fd, .ro_fd = region.ro_fd };
 	return 0;
 }
 
@@ -306,8 +302,6 @@ static void host_object_drop(struct tier *t, struct tier_object *object)
 	assert(region.base && h->n_objects > 0);
 	h->n_objects--;
 	region.size = page_up(object->size);
-	if (!h->leaving && !object->sparse)
-		region_punch(&region);
 	region_close(&region);
 	*object = (struct tier_object){ .fd = -1, .ro_fd = -1 };
 }

@@ -6,8 +6,8 @@
  * Deliberately not here: budgets, NUMA, when to touch (host.c).
  *
  * The order of steps matters: size, map, mode, and the seals last, before any descriptor leaves the process.
- * F_SEAL_FUTURE_WRITE is not set: those who write blocks are clients, and it would forbid punching holes.  F_SEAL_SEAL
- * is not set, so that a region can be frozen later.
+ * F_SEAL_FUTURE_WRITE is not set on what clients write: it would forbid them that, and us to punch holes.  F_SEAL_SEAL is not set, so
+ * that a region can be frozen later.
  */
 #include "tier/region.h"
 
@@ -180,6 +180,14 @@ int region_open_ro(struct region *region)
 	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", region->fd);
 	region->ro_fd = open(path, O_RDONLY | O_CLOEXEC);
 	return region->ro_fd < 0 ? region_refused(errno) : 0;
+}
+
+int region_freeze(struct region *region)
+{
+	assert(region->fd >= 0 && region->base);
+	if (fcntl(region->fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) < 0)
+		return region_refused(errno);
+	return 0;
 }
 
 /* ---- its pages ---- */

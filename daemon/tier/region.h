@@ -48,6 +48,10 @@ int region_open(const char *name, uint64_t size, enum region_pages pages, struct
 /* Fills ro_fd, if it is not there yet.  Outcome: REGION_E_NOMEM. */
 int region_open_ro(struct region *region);
 
+/* Nobody can write to it any more but through the mapping that is there: not who opens it anew by whatever right, nor we by its
+ * descriptor, so it cannot be punched either.  Before a descriptor leaves the process.  Outcome: REGION_E_NOMEM. */
+int region_freeze(struct region *region);
+
 /* Any thread.  Makes the pages present and writable, without changing a byte of them: clients may be writing there.
  * Returns 0 or -errno, which is not logged here. */
 int region_populate(void *base, uint64_t size);

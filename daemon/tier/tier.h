@@ -34,7 +34,6 @@ struct tier_object {
 	void *base;
 	uint64_t size;
 	int fd, ro_fd;
-	bool sparse; /* as it was made */
 };
 
 struct tier_stat {
@@ -69,8 +68,8 @@ struct tier_ops {
 	/* Bytes region_make() could still give. */
 	uint64_t (*room)(struct tier *t);
 
-	/* @sparse: leave untouched, on small pages (session pages).  Otherwise on huge pages where possible.  What is dropped reads as
-	 * zeros for those who still map it, but for a sparse one: that is its client's, who may not know yet. */
+	/* @sparse: leave untouched, on small pages (session pages).  Otherwise on huge pages where possible, and nobody but the
+	 * daemon can ever write to it, not even root.  What is dropped keeps its bytes for those who still map it, who may not know yet. */
 	int (*object_make)(struct tier *t, const char *name, uint64_t size, bool sparse, struct tier_object *ret_object);
 	void (*object_drop)(struct tier *t, struct tier_object *object);
 

@@ -381,6 +381,8 @@ START_TEST(objects)
 {
 	struct tier_object page, index;
 	uint8_t *reader, *client;
+	char path[64];
+	int fd;
 
 	tier_open(4 * MIB, 0);
 	ck_assert_int_eq(t->ops->object_make(t, "kvbmd-page", 100 * MIB + 12, true, &page), 0);
@@ -396,12 +398,21 @@ START_TEST(objects)
 	ck_assert_uint_eq(reader[3 * MIB - 1], 2);
 	ck_assert_ptr_eq(mmap(NULL, 4096, PROT_WRITE, MAP_SHARED, index.ro_fd, 0), MAP_FAILED);
 	ck_assert_int_eq(ftruncate(page.fd, 0), -1);
+	/* Root, and a client of our own uid, can open it anew. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", index.ro_fd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	ck_assert_int_ge(fd, 0);
+	ck_assert_ptr_eq(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), MAP_FAILED);
+	ck_assert_int_eq(write(fd, "x", 1), -1);
+	close(fd);
+	((uint8_t *)index.base)[3 * MIB - 1] = 3;
+	ck_assert_uint_eq(reader[3 * MIB - 1], 3);
 	client = mmap(NULL, page.size, PROT_READ | PROT_WRITE, MAP_SHARED, page.fd, 0);
 	ck_assert_ptr_ne(client, MAP_FAILED);
 	t->ops->object_drop(t, &page);
 	t->ops->object_drop(t, &index);
 	ck_assert_ptr_eq(index.base, NULL);
-	ck_assert_uint_eq(reader[3 * MIB - 1], 0);
+	ck_assert_uint_eq(reader[3 * MIB - 1], 3);
 	ck_assert_uint_eq(client[50 * MIB], 1); /* its client may still have pins in it to let go of */
 	munmap(reader, 3 * MIB);
 	munmap(client, 100 * MIB + 12);
