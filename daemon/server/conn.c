@@ -115,6 +115,12 @@ static void conn_on_timer(struct loop_timer *t)
 
 /* ---- output ---- */
 
+/* Served is only while less than half of the limit waits, and then whatever comes of it: an answer is as long as it is. */
+static void conn_out_init(struct conn *c)
+{
+	wire_out_init(&c->out, c->limits.output_bytes / 2 + WIRE_MAX_FRAME);
+}
+
 static bool conn_is_full(const struct conn *c)
 {
 	return wire_out_bytes(&c->out) > c->limits.output_bytes / 2;
@@ -202,7 +208,6 @@ static bool conn_process(struct conn *c, unsigned max)
 /* The peer has left, perhaps right after requests that still count.  Serves what it sent, throws the answers away, ends. */
 static void conn_finish(struct conn *c)
 {
-	size_t limit = c->limits.output_bytes;
 	int r = 0;
 
 	for (unsigned n = 0; c->state == CONN_OPEN && r == 0 && n < READS_AT_END; n++) {
@@ -210,7 +215,7 @@ static void conn_finish(struct conn *c)
 		do {
 			if (!conn_flush(c)) {
 				wire_out_deinit(&c->out);
-				wire_out_init(&c->out, limit);
+				conn_out_init(c);
 			} else if (conn_is_full(c)) {
 				conn_end(c, "left without reading its replies");
 				return;
@@ -329,7 +334,7 @@ int conn_init(struct conn *c, struct loop *loop, int fd, const struct conn_limit
 	loop_timer_init(loop, &c->timer);
 	loop_deferred_init(&c->turn);
 	wire_in_init(&c->in);
-	wire_out_init(&c->out, limits->output_bytes);
+	conn_out_init(c);
 	conn_arm(c);
 	return 0;
 }

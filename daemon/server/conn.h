@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* conn.h: one connected socket: bytes in, frames to its owner, bytes out.
  *
- * Loop thread.  Bounded in memory (one largest frame in, output_bytes out) and in time (a frame must be whole, and output must move,
- * within timeout_ns).  A peer that pipelines is served a few frames a turn; one that does not read is not read from.
+ * Loop thread.  Bounded in memory (one largest frame in; half of output_bytes and one largest frame out) and in time (a frame
+ * must be whole, and output must move, within timeout_ns).  A peer that pipelines is served a few frames a turn; one that does not read is not read from.
  */
 #ifndef KVBMD_SERVER_CONN_H
 #define KVBMD_SERVER_CONN_H
@@ -35,7 +35,7 @@ struct conn_ops {
 
 struct conn_limits {
 	uint64_t timeout_ns;   /* for a whole frame, for output to move, and for the first frame */
-	uint32_t output_bytes; /* waiting output, headers included */
+	uint32_t output_bytes; /* waiting output, headers included; with more than half of it no request is served */
 };
 
 struct conn {

@@ -49,7 +49,7 @@ static int on_frame(struct conn *c, const struct wire_frame *frame)
 	o->frames++;
 	o->sum = o->sum * 31 + frame->head.id;
 	ck_assert_uint_eq(o->gone, 0);
-	ck_assert_uint_le(wire_out_bytes(&c->out) + WIRE_HEADER_BYTES + o->reply_size, OUTPUT);
+	ck_assert_uint_le(wire_out_bytes(&c->out), OUTPUT / 2);
 	ck_assert_int_eq(wire_out_push(&c->out, &head, payload, o->reply_size, NULL, 0), 0);
 	return o->answer;
 }
@@ -254,6 +254,30 @@ START_TEST(who_reads_late_gets_everything)
 		turns(1);
 	}
 	ck_assert_uint_eq(owner.frames, 100);
+	ck_assert_uint_eq(got, want);
+	ck_assert_uint_eq(owner.gone, 0);
+}
+END_TEST
+
+/* The limit says when to stop serving, not how long an answer may be. */
+START_TEST(an_answer_may_be_longer_than_what_may_wait)
+{
+	uint8_t frame[WIRE_HEADER_BYTES];
+	static const uint32_t sizes[] = { OUTPUT / 2 - WIRE_HEADER_BYTES, OUTPUT - 1, WIRE_MAX_PAYLOAD };
+	size_t size = frame_make(frame, 1, 0), got = 0, n, want;
+
+	start(5000 * MS);
+	owner.reply_size = sizes[_i];
+	put(frame, size);
+	put(frame, size);
+	put(frame, size);
+	want = 3 * (WIRE_HEADER_BYTES + (size_t)owner.reply_size);
+	for (int i = 0; i < 1000 && got < want; i++) {
+		turns(1);
+		ck_assert(!drink(&n));
+		got += n;
+	}
+	ck_assert_uint_eq(owner.frames, 3);
 	ck_assert_uint_eq(got, want);
 	ck_assert_uint_eq(owner.gone, 0);
 }
@@ -514,6 +538,7 @@ static TCase *slow_and_greedy(void)
 	tcase_add_test(tc, many_pipelined_frames_are_all_served);
 	tcase_add_test(tc, who_does_not_read_is_dropped);
 	tcase_add_test(tc, who_reads_late_gets_everything);
+	tcase_add_loop_test(tc, an_answer_may_be_longer_than_what_may_wait, 0, 3);
 	tcase_add_test(tc, half_a_frame_and_gone);
 	tcase_add_test(tc, half_a_frame_and_silence);
 	tcase_add_test(tc, silence_from_the_start);
