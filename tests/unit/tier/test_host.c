@@ -253,6 +253,41 @@ START_TEST(drop_gives_memory_back_although_a_client_maps_it)
 }
 END_TEST
 
+static void leaves(uint64_t size, bool touched)
+{
+	struct tier_region r;
+	struct tier_object o;
+	unsigned char *client, *other;
+
+	tier_open(size, size);
+	r = make(size, size);
+	if (touched)
+		wait_populated(size);
+	memset(r.base, 9, size);
+	ck_assert_int_eq(t->ops->object_make(t, "object", 8192, false, &o), 0);
+	memset(o.base, 8, 8192);
+	client = mmap(NULL, size, PROT_READ, MAP_SHARED, r.ro_fd, 0);
+	other = mmap(NULL, 8192, PROT_READ, MAP_SHARED, o.ro_fd, 0);
+	ck_assert(client != MAP_FAILED && other != MAP_FAILED);
+	host_leave(t);
+	t->ops->object_drop(t, &o);
+	t->ops->region_drop(t, &r);
+	tier_close();
+	for (uint64_t at = 0; at < size; at += 4096)
+		ck_assert_uint_eq(client[at], 9);
+	ck_assert_uint_eq(other[8191], 8);
+	munmap(client, size);
+	munmap(other, 8192);
+}
+
+START_TEST(at_the_end_clients_keep_what_they_map)
+{
+	leaves(8 * MIB, true);  /* on the loop */
+	leaves(64 * MIB, true); /* by a worker */
+	leaves(64 * MIB, false);
+}
+END_TEST
+
 START_TEST(drop_while_being_touched)
 {
 	struct tier_region r[16];
@@ -516,6 +551,7 @@ int main(void)
 	tcase_add_test(tc, all_of_it_is_touched_in_the_background);
 	tcase_add_test(tc, other_sizes_take_the_place_of_prepared_ones);
 	tcase_add_test(tc, drop_gives_memory_back_although_a_client_maps_it);
+	tcase_add_test(tc, at_the_end_clients_keep_what_they_map);
 	tcase_add_test(tc, drop_while_being_touched);
 	tcase_add_test(tc, big_ones_come_and_go);
 	tcase_add_test(tc, close_while_being_touched);
