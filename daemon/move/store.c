@@ -38,6 +38,9 @@ void store_ns_free(struct store_ns *sn)
 	struct tier *host = store->config.host;
 
 	assert(sn->ns.n_holders == 0 && sn->zombies == 0);
+	/* Lanes that were committed by who has left since, and that nobody completed. */
+	while (!list_empty(&sn->ns.partials))
+		lease_partial_abort(&sn->ns, container_of(list_first(&sn->ns.partials), struct partial, by_deadline));
 	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++)
 		if (sn->memory[r].size)
 			host->ops->region_drop(host, &sn->memory[r]);
