@@ -283,6 +283,16 @@ uint64_t lease_all_lanes(const struct ns *ns)
 	return ns->desc->lanes == 64 ? UINT64_MAX : (1ull << ns->desc->lanes) - 1;
 }
 
+/* Nearly always the last place: a reload may have shortened the time that writers have. */
+static void lease_by_deadline(struct ns *ns, struct partial *p)
+{
+	struct list *after = ns->partials.prev;
+
+	while (after != &ns->partials && container_of(after, struct partial, by_deadline)->deadline_ns > p->deadline_ns)
+		after = after->prev;
+	list_add_head(after, &p->by_deadline);
+}
+
 int lease_write_new(struct holder *h, const uint8_t *key, uint64_t lanes, uint64_t deadline_ns, uint32_t *ret_slot)
 {
 	struct ns *ns = h->ns;
@@ -294,8 +304,8 @@ int lease_write_new(struct holder *h, const uint8_t *key, uint64_t lanes, uint64
 	}
 	ns->partial_at[p->number] = p;
 	list_init(&p->leases);
-	list_add_tail(&ns->partials, &p->by_deadline);
 	p->deadline_ns = deadline_ns;
+	lease_by_deadline(ns, p);
 	p->lanes_open = lease_all_lanes(ns);
 	if (lease_new(h, p, lanes) != 0) {
 		lease_partial_free(ns, p);

@@ -71,6 +71,31 @@ START_TEST(a_writer_that_is_late_is_told_so_and_its_slot_is_free_then)
 }
 END_TEST
 
+/* A configuration that is read again may give writers less time: who came later is late earlier. */
+START_TEST(shorter_deadlines_are_met_first)
+{
+	struct fix f;
+	struct store_config config;
+	struct holder *a;
+	struct ns_report r;
+
+	fix_new(&f, 4);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 1, 1), 0);
+	config = f.store->config;
+	config.write_timeout_ns = 10;
+	store_configure(f.store, &config);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 2, 1), 0);
+	ck_assert_uint_eq(store_next_ns(f.store), f.now_ns + 10);
+	store_tick(f.store, f.now_ns + 10);
+	store_report(f.store, 0, &r);
+	ck_assert_uint_eq(r.quarantined, 1);
+	ck_assert_uint_eq(r.partial, 1);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(slots_of_a_session_that_left_wait_for_its_process)
 {
 	struct fix f;
@@ -253,6 +278,7 @@ int main(void)
 	tcase_add_test(t, a_fingerprint_that_differs_is_refused_with_both);
 	tcase_add_test(t, a_bound_namespace_admits_its_uids_only);
 	tcase_add_test(t, a_writer_that_is_late_is_told_so_and_its_slot_is_free_then);
+	tcase_add_test(t, shorter_deadlines_are_met_first);
 	tcase_add_test(t, slots_of_a_session_that_left_wait_for_its_process);
 	tcase_add_test(t, half_a_block_whose_writer_left_is_in_nobodys_way);
 	tcase_add_test(t, lanes_of_two_sessions_make_one_block);
