@@ -301,6 +301,35 @@ static uint32_t space_own_pass(struct store *store, struct ns *ns, uint32_t need
 	return got;
 }
 
+static bool space_is_loose(struct ns *ns, uint32_t slot)
+{
+	return ns_slot_state(ns, slot) == SHM_REGISTERED && ns->blocks[slot].children == 0 &&
+	       !lease_is_pinned(ns, slot) && block_find(ns, ns->records[slot].key) == slot; /* not condemned yet */
+}
+
+/* Heat looks at each block a bounded number of times, or held ones would be asked for ever.  What it did not come to is found by looking at
+ * every slot once: a leaf, then its parent if that has no other child, and so on. */
+static uint32_t space_own_sweep(struct store *store, struct ns *ns, uint32_t need)
+{
+	uint32_t from = store->n_victims, got = 0;
+
+	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
+		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
+			uint32_t slot = (r << ns->geo.shift) + i;
+
+			while (got < need && slot != NS_NONE && space_is_loose(ns, slot)) {
+				uint32_t parent = block_parent(ns, slot);
+
+				if (space_condemn(store, ns, slot) < 0)
+					return got - space_pardon_pinned(store, from);
+				got++;
+				slot = parent;
+			}
+		}
+	}
+	return got - space_pardon_pinned(store, from);
+}
+
 static uint32_t space_own(struct store *store, struct ns *ns, uint32_t need)
 {
 	uint32_t got = space_own_pass(store, ns, need);
@@ -310,6 +339,8 @@ static uint32_t space_own(struct store *store, struct ns *ns, uint32_t need)
 		got += space_own_pass(store, ns, need - got);
 		ns->heat.ignore_retained = false;
 	}
+	if (got < need)
+		got += space_own_sweep(store, ns, need - got);
 	return got;
 }
 

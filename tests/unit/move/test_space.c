@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* move/space.c: where room is taken from, in which order, and that a refusal leaves everything as it was. */
+#include <stdlib.h>
+
+#include "tests/unit/move/fixture.h"
+
+#define BLOCK (2 * MIB) /* one a region */
+#define BIG (11 * MIB / 4)
+
+START_TEST(free_memory_comes_before_blocks)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 4);
+	ck_assert_int_eq(fix_reserve(&f, b, 0, 1, 4), 0);
+	ck_assert_uint_eq(f.dropped, 0);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 4), 4);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(empty_regions_elsewhere_come_before_blocks)
+{
+	struct fix f;
+	struct holder *a, *b;
+	uint32_t dropped, kept;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 4);
+	ck_assert_int_eq(store_flush(f.store, "a", &dropped, &kept), 0);
+	ck_assert_uint_eq(dropped, 4);
+	ck_assert_uint_eq(fix_bytes(a), 8 * MIB);
+	fix_put(&f, b, 1, 8);
+	ck_assert_uint_eq(f.dropped, 0);
+	ck_assert_uint_eq(fix_bytes(a), 0);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(whoever_is_over_its_share_pays_first)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 16);
+	f.policies[0].share_bytes = f.policies[1].share_bytes = 8 * MIB;
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 8);
+	fix_put(&f, b, 1, 4);
+	ck_assert_uint_eq(fix_count(&f, b, 1, 4), 4);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 8), 4);
+	/* Both have their share: from now on each pays for itself. */
+	fix_put(&f, b, 5, 8);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 8), 4);
+	fix_put(&f, a, 9, 8);
+	ck_assert_uint_eq(fix_count(&f, a, 9, 8), 4);
+	ck_assert_uint_eq(fix_count(&f, b, 5, 8), 4);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(two_without_shares_do_not_play_ping_pong)
+{
+	struct fix f;
+	struct holder *a, *b;
+	uint64_t have;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 16);
+	fix_put(&f, b, 1, 16);
+	have = fix_bytes(a);
+	ck_assert_uint_ge(have, 14 * MIB);
+	ck_assert_uint_le(have, 20 * MIB);
+	for (uint64_t key = 17; key < 200; key += 3) {
+		fix_put(&f, a, key, 3);
+		fix_put(&f, b, key, 3);
+		ck_assert_uint_eq(fix_bytes(a), have);
+	}
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(leaves_go_before_parents_and_the_cold_before_the_warm)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 1, 4), 0);
+	ck_assert_int_eq(fix_commit(&f, a, 0, 1, 4, 0), 0); /* 1 <- 2 <- 3 <- 4 */
+	fix_put(&f, a, 11, 4);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 21, 3), 0);
+	ck_assert_uint_eq(f.dropped, 3);
+	ck_assert(fix_has(&f, a, 1));
+	ck_assert_uint_eq(fix_count(&f, a, 2, 3), 0);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 31, 2), 0);
+	ck_assert(!fix_has(&f, a, 1) && !fix_has(&f, a, 11) && fix_has(&f, a, 12));
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(a_refusal_leaves_everything_as_it_was)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 16);
+	f.policies[1].share_bytes = 16 * MIB;
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 4);
+	fix_put(&f, b, 1, 4);
+	fix_hold(&f, b, 2, 2);
+	fix_hold(&f, a, 4, 1);
+	for (uint32_t n = 6; n <= 9; n++) { /* 2 + 3 could be dropped */
+		ck_assert_int_eq(fix_reserve(&f, b, 0, 100, n), STORE_E_NOSPACE);
+		ck_assert_uint_eq(f.dropped, 0);
+		ck_assert_uint_eq(fix_count(&f, a, 1, 4), 4);
+		ck_assert_uint_eq(fix_count(&f, b, 1, 4), 4);
+		ck_assert_uint_eq(f.user.session.used[QUOTA_SLOTS], 0);
+	}
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+/* Looked at one after the other from the root on, after all of them were used: heat alone comes to its bound before the end. */
+START_TEST(all_that_can_be_dropped_is_found)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	for (uint64_t key = 1; key <= 16; key++) {
+		ck_assert_int_eq(fix_reserve(&f, a, 0, key, 1), 0);
+		ck_assert_int_eq(fix_commit(&f, a, 0, key, 1, key - 1), 0);
+	}
+	fix_hint(&f, a, STORE_HINT_TOUCH, 1, 16);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 100, 16), 0);
+	ck_assert_uint_eq(f.dropped, 16);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(released_blocks_go_first_and_use_rescues_them)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 16);
+	fix_hint(&f, a, STORE_HINT_RELEASE, 14, 3);
+	fix_put(&f, a, 101, 1); /* 16 went; the clock is one on */
+	ck_assert(!fix_has(&f, a, 16) && fix_has(&f, a, 1));
+	fix_hint(&f, a, STORE_HINT_TOUCH, 15, 1);
+	fix_put(&f, a, 102, 2);
+	ck_assert(fix_has(&f, a, 15) && !fix_has(&f, a, 14));
+	ck_assert_uint_eq(fix_count(&f, a, 1, 2), 1);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(grace_is_bounded)
+{
+	struct fix f;
+	struct holder *a;
+	struct ns_report r;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 16);
+	fix_hint(&f, a, STORE_HINT_RELEASE, 1, 12);
+	store_report(f.store, 0, &r);
+	ck_assert_uint_eq(r.grace, 4); /* 25 % of 16 */
+	fix_put(&f, a, 101, 12);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 12), 0);
+	ck_assert_uint_eq(fix_count(&f, a, 13, 4), 4);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+START_TEST(retained_blocks_go_last_and_only_while_it_lasts)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 8);
+	fix_hint(&f, a, STORE_HINT_RETAIN, 1, 2);
+	fix_put(&f, a, 11, 6);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 8), 2);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 21, 8), 0); /* advice: it does not make a request fail */
+	fix_close(a);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 8);
+	fix_hint(&f, a, STORE_HINT_RETAIN, 1, 2);
+	f.now_ns += UINT64_C(1000000000);
+	store_tick(f.store, f.now_ns);
+	fix_put(&f, a, 11, 2);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 2), 0);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+/* For each call of the tier that making room for another namespace takes: refused, nothing is lost but what the answer says. */
+START_TEST(refused_memory_at_every_step)
+{
+	for (uint32_t k = 1; k <= 4; k++) {
+		struct fix f;
+		struct holder *a, *b;
+		int r;
+
+		fix_new(&f, 16);
+		f.policies[1].share_bytes = 8 * MIB;
+		a = fix_attach(&f, "a", 1, BLOCK);
+		b = fix_attach(&f, "b", 1, BLOCK);
+		fix_put(&f, a, 1, 8);
+		fix_hold(&f, a, 1, 8); /* the first look finds nobody who could pay */
+		ck_assert_int_eq(fix_reserve(&f, b, 0, 1, 3), STORE_E_NOSPACE);
+		ck_assert_int_eq(store_release(a, f.slots, f.generations, 0), 0);
+		fix_close(a);
+		a = fix_attach(&f, "a", 1, BLOCK);
+		fake_tier_fail_after(f.tier, k, UINT32_MAX);
+		r = fix_reserve(&f, b, 0, 1, 3);
+		ck_assert(r == 0 || r == STORE_E_NOSPACE);
+		ck_assert_uint_eq(fix_count(&f, a, 1, 8) + f.dropped, 8);
+		fake_tier_fail_after(f.tier, 1, 0);
+		ck_assert_int_eq(fix_reserve(&f, b, 0, 11, 1), 0);
+		fix_close(a);
+		fix_close(b);
+		fix_free(&f);
+	}
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("space");
+	TCase *t = tcase_create("space");
+	SRunner *sr;
+	int failed;
+
+	tcase_add_test(t, free_memory_comes_before_blocks);
+	tcase_add_test(t, empty_regions_elsewhere_come_before_blocks);
+	tcase_add_test(t, whoever_is_over_its_share_pays_first);
+	tcase_add_test(t, two_without_shares_do_not_play_ping_pong);
+	tcase_add_test(t, leaves_go_before_parents_and_the_cold_before_the_warm);
+	tcase_add_test(t, a_refusal_leaves_everything_as_it_was);
+	tcase_add_test(t, all_that_can_be_dropped_is_found);
+	tcase_add_test(t, released_blocks_go_first_and_use_rescues_them);
+	tcase_add_test(t, grace_is_bounded);
+	tcase_add_test(t, retained_blocks_go_last_and_only_while_it_lasts);
+	tcase_add_test(t, refused_memory_at_every_step);
+	suite_add_tcase(s, t);
+	sr = srunner_create(s);
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
