@@ -238,18 +238,45 @@ static bool space_condemn_region(struct store *store, struct store_ns *sn, uint3
 	return true;
 }
 
+/* Slots that @sn would have of @bytes more: whole regions and what is left over, as far as its table of regions has room. */
+static uint64_t space_slots_of(const struct store_ns *sn, uint64_t bytes)
+{
+	const struct ns_geometry *geo = &sn->ns.geo;
+	uint64_t whole = bytes / geo->region_bytes, slots, area, unused = 0;
+
+	for (uint32_t r = 0; r < geo->n_regions; r++)
+		unused += sn->ns.regions[r].serial == 0;
+	if (whole >= unused)
+		slots = unused * geo->slots_per_region;
+	else
+		slots = whole * geo->slots_per_region +
+		        ns_region_slots(geo, sn->desc.lanes, bytes % geo->region_bytes, &area);
+	return slots < geo->max_slots - sn->ns.n_slots ? slots : geo->max_slots - sn->ns.n_slots;
+}
+
+static void space_undo(struct store *store)
+{
+	space_pardon_all(store, 0);
+	while (store->n_plan) {
+		struct store_plan *p = &store->plan[--store->n_plan];
+
+		ns_region_drain(&p->sn->ns, p->region, false);
+	}
+}
+
 /* Plans to take regions from others until @need slots more would fit.  Returns the slots that would come. */
 static uint64_t space_plan(struct store *store, struct store_ns *sn, uint64_t need)
 {
-	uint64_t gain = 0, slots = 0, area;
+	uint64_t gain = 0, slots = 0, room = sn->max_bytes - sn->used_bytes;
 	const struct store_ns *not = NULL;
 
-	while (slots < need && store->n_plan < STORE_MAX_PLAN) {
+	while (slots < need && gain < room && store->n_plan < STORE_MAX_PLAN) {
+		uint64_t more = gain + sn->ns.geo.region_bytes;
 		struct store_ns *payer;
 		uint32_t r;
 
-		if (sn->used_bytes + gain + sn->ns.geo.region_bytes > sn->max_bytes)
-			break;
+		if (space_slots_of(sn, more < room ? more : room) == slots)
+			break; /* whatever came, there would be no place for it */
 		payer = space_payer(store, sn, gain, not );
 		if (!payer)
 			break;
@@ -262,19 +289,11 @@ static uint64_t space_plan(struct store *store, struct store_ns *sn, uint64_t ne
 		}
 		store->plan[store->n_plan++] = (struct store_plan){ .sn = payer, .region = r };
 		gain += payer->memory[r].size;
-		slots = ns_region_slots(&sn->ns.geo, sn->desc.lanes, gain, &area);
+		slots = space_slots_of(sn, gain < room ? gain : room);
 	}
+	if (slots == 0)
+		space_undo(store); /* not enough for even one: nobody pays for nothing */
 	return slots;
-}
-
-static void space_undo(struct store *store)
-{
-	space_pardon_all(store, 0);
-	while (store->n_plan) {
-		struct store_plan *p = &store->plan[--store->n_plan];
-
-		ns_region_drain(&p->sn->ns, p->region, false);
-	}
 }
 
 /* ---- own victims ---- */

@@ -164,6 +164,69 @@ START_TEST(all_that_can_be_dropped_is_found)
 }
 END_TEST
 
+/* 14 MiB would hold five blocks of 2.75 MiB in one piece, but not as a region of 12 and one of 2. */
+START_TEST(memory_to_come_is_counted_in_regions)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 16);
+	f.policies[1].share_bytes = 16 * MIB;
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BIG);
+	fix_put(&f, a, 1, 8);
+	ck_assert_int_eq(fix_reserve(&f, b, 0, 1, 5), 0);
+	ck_assert_uint_eq(f.dropped, 8);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+/* Four short regions fill the table of a namespace: nobody is made to pay for a fifth. */
+START_TEST(nothing_is_taken_for_regions_that_have_no_place)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 24);
+	f.policies[1].share_bytes = 24 * MIB;
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BIG);
+	fix_put(&f, a, 1, 10);
+	for (uint64_t key = 1; key <= 4; key++)
+		ck_assert_int_eq(fix_reserve(&f, b, 0, key, 1), 0);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 10), 4);
+	ck_assert_int_eq(fix_reserve(&f, b, 0, 5, 1), STORE_E_NOSPACE);
+	ck_assert_uint_eq(f.dropped, 0);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 10), 4);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
+/* What A is over its share would not make one block of B's. */
+START_TEST(nobody_pays_for_nothing)
+{
+	struct fix f;
+	struct holder *a, *b;
+
+	fix_new(&f, 24);
+	f.policies[0].share_bytes = 18 * MIB;
+	f.policies[1].share_bytes = 6 * MIB;
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BIG);
+	fix_put(&f, a, 1, 10);
+	fix_put(&f, b, 1, 2);
+	ck_assert_uint_eq(f.dropped, 1);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 10), 10);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(released_blocks_go_first_and_use_rescues_them)
 {
 	struct fix f;
@@ -274,6 +337,9 @@ int main(void)
 	tcase_add_test(t, leaves_go_before_parents_and_the_cold_before_the_warm);
 	tcase_add_test(t, a_refusal_leaves_everything_as_it_was);
 	tcase_add_test(t, all_that_can_be_dropped_is_found);
+	tcase_add_test(t, memory_to_come_is_counted_in_regions);
+	tcase_add_test(t, nothing_is_taken_for_regions_that_have_no_place);
+	tcase_add_test(t, nobody_pays_for_nothing);
 	tcase_add_test(t, released_blocks_go_first_and_use_rescues_them);
 	tcase_add_test(t, grace_is_bounded);
 	tcase_add_test(t, retained_blocks_go_last_and_only_while_it_lasts);
