@@ -21,6 +21,7 @@ WERROR ?= 0
 CUDA ?= $(if $(wildcard /usr/local/cuda/include/cuda.h),/usr/local/cuda,no)
 SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
+RACE_SECONDS ?= 60
 prefix ?= /usr/local
 DESTDIR ?=
 
@@ -141,7 +142,7 @@ RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 
 # Targets -------------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo check check-unit check-sim check-integration check-python check-gpu lint lint-sizes format bench fuzz \
+.PHONY: all demo check check-unit check-sim check-integration check-race check-python check-gpu lint lint-sizes format bench fuzz \
 	tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
@@ -166,6 +167,9 @@ check-sim: $(SIM_BIN) ## core, fake tiers, virtual time, seeded faults (SEEDS=n)
 
 check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients, and a real systemd
 	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 300 $(SYSTEMD_TESTS) $(INTEGRATION_BIN),echo 'no integration tests')
+
+check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and eviction over the same few slots
+	@KVBM_RACE_SECONDS=$(RACE_SECONDS) $(RUN) -n race -t $$(($(RACE_SECONDS) + 180)) $(B)/tests/integration/test_race
 
 check-python: all ## the Python package
 	@$(if $(PYTHON_TESTS),$(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
@@ -227,7 +231,7 @@ clean: ## remove what this configuration built
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; FUZZ_SECONDS=n;'
+	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; FUZZ_SECONDS=n; RACE_SECONDS=n;'
 	@echo '  prefix=dir DESTDIR=dir'
 
 # Rules ---------------------------------------------------------------------------------------------------------------
