@@ -109,6 +109,9 @@ _Static_assert(sizeof(struct shm_line) == 64, "shm_line");
 #endif
 #endif
 
+/* Half an entry, whatever the type it was declared with. */
+typedef uint64_t __attribute__((may_alias)) shm_half;
+
 union shm_entry_words {
 	struct shm_entry entry;
 	uint64_t half[2];
@@ -122,7 +125,7 @@ static inline __attribute__((always_inline)) struct shm_entry shm_entry_load(con
 
 	memcpy(&w, &v, sizeof(w));
 #else
-	const uint64_t *h = (const uint64_t *)p;
+	const shm_half *h = (const shm_half *)p;
 
 	do {
 		w.half[1] = __atomic_load_n(&h[1], __ATOMIC_ACQUIRE);
@@ -141,7 +144,7 @@ static inline __attribute__((always_inline)) void shm_entry_store(struct shm_ent
 	memcpy(&v, &w, sizeof(v));
 	*(volatile __m128i *)p = v;
 #else
-	uint64_t *h = (uint64_t *)p;
+	shm_half *h = (shm_half *)p;
 
 	__atomic_store_n(&h[1], 0, __ATOMIC_RELEASE); /* empty in between */
 	__atomic_store_n(&h[0], w.half[0], __ATOMIC_RELEASE);

@@ -81,6 +81,13 @@ static void store_reserve_refused(struct holder *h, const struct store_reserve *
 			         a->now_ns);
 }
 
+/* There was no room.  Pins that are more than allowed may be why, here or where memory would have come from. */
+static void store_suspect_all(struct store *store)
+{
+	list_for_each(it, &store->namespaces)
+		store_ns_at(it)->suspects = store_ns_at(it)->ns.n_holders;
+}
+
 /* Makes the leases; -ENOMEM undoes those made so far. */
 static int store_reserve_take(struct holder *h, struct store_reserve *a, uint64_t lanes)
 {
@@ -139,7 +146,7 @@ int store_reserve(struct holder *h, struct store_reserve *a)
 	}
 	r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, &a->dropped);
 	if (r != 0) {
-		store_ns_of(h)->suspects = ns->n_holders;
+		store_suspect_all(store_ns_of(h)->store);
 		store_reserve_refused(h, a, WHY_NO_SPACE);
 		quota_return(h->user, QUOTA_SLOTS, fresh + joins);
 	}
