@@ -219,3 +219,71 @@ uint32_t cache_present(struct cache *c, uint64_t first, uint32_t n)
 	cache_keys(c, first, n, keys);
 	return (uint32_t)cache_ok(c, kvbm_stat(c->ns, keys, n, tiers));
 }
+
+/* ---- any number of blocks ---- */
+
+void cache_store_chain(struct cache *c, uint64_t first, uint32_t n)
+{
+	for (uint32_t i = 0, part; i < n; i += part) {
+		part = n - i < CACHE_CHAIN ? n - i : CACHE_CHAIN;
+		must_eq(cache_store(c, first + i, part), part);
+	}
+}
+
+void cache_store_roots(struct cache *c, uint64_t first, uint32_t n)
+{
+	must(first > 0);
+	for (uint32_t i = 0; i < n; i++)
+		must_eq(cache_store(c, first + 2ull * i, 1), 1);
+}
+
+uint32_t cache_present_roots(struct cache *c, uint64_t first, uint32_t n)
+{
+	uint32_t present = 0;
+
+	for (uint32_t i = 0; i < n; i++)
+		present += cache_present(c, first + 2ull * i, 1);
+	return present;
+}
+
+static int cache_try_room(struct cache *c, uint32_t n, uint32_t *ret_dropped)
+{
+	struct kvbm_span *spans = calloc(n, sizeof(*spans));
+	int r;
+
+	must(spans && n > 0);
+	r = kvbm_reserve(c->ns, KVBM_ALL_LANES, NULL, n, spans, ret_dropped);
+	if (r >= 0) {
+		must_eq(r, n);
+		must_eq(cache_ok(c, kvbm_abort(c->ns, KVBM_ALL_LANES, spans, n)), n);
+	}
+	free(spans);
+	return r;
+}
+
+uint32_t cache_capacity(struct cache *c)
+{
+	uint32_t low = 0, high = KVBM_MAX_KEYS, middle;
+	int r;
+
+	must_eq(c->lanes, 1);
+	while (low < high) {
+		middle = low + (high - low + 1) / 2;
+		r = cache_try_room(c, middle, NULL);
+		if (r == -KVBM_E_NOSPACE) {
+			high = middle - 1;
+		} else {
+			cache_ok(c, r);
+			low = middle;
+		}
+	}
+	return low;
+}
+
+uint32_t cache_make_room(struct cache *c, uint32_t n)
+{
+	uint32_t dropped = 0;
+
+	cache_ok(c, cache_try_room(c, n, &dropped));
+	return dropped;
+}

@@ -52,4 +52,17 @@ uint32_t cache_hold(struct cache *c, uint64_t first, uint32_t n, struct kvbm_spa
 /* How many are there, without holding or touching. */
 uint32_t cache_present(struct cache *c, uint64_t first, uint32_t n);
 
+/* ---- any number of blocks ---- */
+
+/* One chain, piece by piece. */
+void cache_store_chain(struct cache *c, uint64_t first, uint32_t n);
+/* @n blocks without parents or children: numbers first, first + 2, ...; @first > 0. */
+void cache_store_roots(struct cache *c, uint64_t first, uint32_t n);
+/* How many of these are there. */
+uint32_t cache_present_roots(struct cache *c, uint64_t first, uint32_t n);
+/* Slots that can be had when nothing is in use; whatever could be dropped is, and the namespace gets its memory. */
+uint32_t cache_capacity(struct cache *c);
+/* Reserves @n slots and gives them back.  Returns how many blocks had to go. */
+uint32_t cache_make_room(struct cache *c, uint32_t n);
+
 #endif
