@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -166,6 +167,8 @@ void kvbm_close(struct kvbm *k)
 	close_namespaces(k, forked);
 	if (!forked)
 		kvbm__life_put(k->life);
+	if (k->fd >= 0 && !forked)
+		(void)shutdown(k->fd, SHUT_RDWR); /* a forked child's copy would keep the session */
 	if (k->fd >= 0)
 		close(k->fd);
 	if (k->poll_fd >= 0)

@@ -65,7 +65,10 @@ int kvbm__down(struct kvbm *k, int code, const char *why)
 	if (k->state == CLIENT_JOINING || k->join_error == 0)
 		k->join_error = code;
 	k->state = CLIENT_DOWN;
-	close(k->fd); /* leaves the epoll too */
+	/* A forked child may have a copy: without these two it would keep the session and its place in the epoll. */
+	(void)epoll_ctl(k->poll_fd, EPOLL_CTL_DEL, k->fd, NULL);
+	(void)shutdown(k->fd, SHUT_RDWR);
+	close(k->fd);
 	k->fd = -1;
 	wire_in_deinit(&k->in);
 	wire_out_deinit(&k->out);
