@@ -261,6 +261,11 @@ int kvbm__call(struct kvbm *k, const struct pending *what, const ProtobufCMessag
 			break;
 	}
 	k->waits_for = 0;
+	if (k->answer.reply && r < 0 && (what->ns || what->verb == KVBM__VERB__VERB_ATTACH)) {
+		/* It answered and left at once: slots and namespaces of the answer went with it. */
+		kvbm__answer_drop(&k->answer);
+		return r;
+	}
 	if (k->answer.reply)
 		return call_outcome(k);
 	for (unsigned i = 0; i < k->n_pending; i++)

@@ -359,7 +359,10 @@ int kvbm_commit(struct kvbm_ns *ns, uint32_t lane, struct kvbm_span *spans, cons
 	m.parents = verb_keys(ns, parent, flags & KVBM_PARENTS ? n : 1);
 	m.length = ns->lane_bytes;
 	m.hold = flags & KVBM_HOLD;
-	return verb_end(k, commit_send(ns, &m, spans, flags, deadline));
+	r = commit_send(ns, &m, spans, flags, deadline);
+	if (r == -KVBM_E_GONE)
+		verb_unuse_retired(ns, spans, n);
+	return verb_end(k, r);
 }
 
 int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans, uint32_t n)
@@ -391,6 +394,8 @@ int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans,
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r == 0)
 		verb_unuse(ns, spans, n);
+	else if (r == -KVBM_E_GONE)
+		verb_unuse_retired(ns, spans, n);
 	return verb_end(k, r < 0 ? r : (int)n);
 }
 
@@ -507,6 +512,8 @@ static int release_by_socket(struct kvbm_ns *ns, const struct kvbm_span *spans, 
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r == 0)
 		verb_unuse(ns, spans, n);
+	else if (r == -KVBM_E_GONE)
+		verb_unuse_retired(ns, spans, n);
 	return verb_end(k, r < 0 ? r : (int)n);
 }
 
