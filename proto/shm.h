@@ -109,9 +109,7 @@ _Static_assert(sizeof(struct shm_line) == 64, "shm_line");
 #endif
 #endif
 
-/* Half an entry, whatever the type it was declared with. */
-typedef uint64_t __attribute__((may_alias)) shm_half;
-
+typedef uint64_t __attribute__((may_alias)) shm_half; /* half an entry, whatever it was declared as */
 union shm_entry_words {
 	struct shm_entry entry;
 	uint64_t half[2];

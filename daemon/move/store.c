@@ -14,6 +14,13 @@
 
 #define STORE_SEEN (2u * STORE_MAX_KEYS) /* power of two */
 
+static uint64_t store_mix(uint64_t x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+	return x ^ x >> 31;
+}
+
 int store_new(const struct store_config *config, struct store **ret_store)
 {
 	struct store *store = calloc(1, sizeof(*store));
@@ -23,6 +30,8 @@ int store_new(const struct store_config *config, struct store **ret_store)
 		return -ENOMEM;
 	store->config = *config;
 	list_init(&store->namespaces);
+	/* Clients know the boot id, but not where we are: they cannot choose numbers that meet in the table. */
+	store->seen_secret = store_mix(config->boot_id ^ (uintptr_t)store);
 	store->seen = calloc(4ull * STORE_SEEN, sizeof(*store->seen));
 	if (!store->seen) {
 		free(store);
@@ -88,7 +97,7 @@ void store_seen_begin(struct store *store)
 /* Open addressing over {epoch, unused, low, high}; twice as many places as a request can name things. */
 bool store_seen(struct store *store, uint64_t x)
 {
-	uint64_t h = x * 0x9e3779b97f4a7c15ull;
+	uint64_t h = store_mix(x ^ store->seen_secret);
 
 	for (uint32_t i = (uint32_t)(h >> 40) % STORE_SEEN;; i = (i + 1) % STORE_SEEN) {
 		uint32_t *e = &store->seen[4ull * i];
@@ -127,13 +136,6 @@ static bool store_uid_may(const struct store_policy *policy, uint32_t uid)
 bool store_may_use(const struct store *store, const char *name, uint32_t uid)
 {
 	return store_uid_may(store_policy_of(store, name), uid);
-}
-
-static uint64_t store_mix(uint64_t x)
-{
-	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
-	x = (x ^ x >> 27) * 0x94d049bb133111ebull;
-	return x ^ x >> 31;
 }
 
 static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)

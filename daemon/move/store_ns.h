@@ -54,6 +54,7 @@ struct store {
 	uint32_t n_victims, cap_victims;
 	struct store_plan plan[STORE_MAX_PLAN];
 	uint32_t n_plan;
+	uint64_t seen_secret;
 	uint32_t *seen, seen_epoch; /* owns; 2 * SEEN_SIZE words: what the request in hand named already */
 };
 
