@@ -308,7 +308,8 @@ static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot)
 {
 	uint32_t touch = m->touch;
 	bool held = h->ops->held(h->ctx, slot, &touch);
-	bool newer = (int32_t)(touch - m->place) > 0;
+	/* What was released over the limit of grace lies colder than its last use: only a use since then rescues it. */
+	bool newer = (int32_t)(touch - (m->flags & HEAT_F_RELEASED ? m->touch : m->place)) > 0;
 
 	heat_leave(h, m);
 	m->touch = touch;

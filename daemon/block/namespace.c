@@ -83,7 +83,7 @@ void ns_fingerprint(const struct ns_desc *id, uint8_t ret_fingerprint[16])
 	XXH3_state_t *x = XXH3_createState();
 	const char *const strings[] = { id->name, id->model, id->hash_algo, id->salt };
 	const uint64_t numbers[] = { id->lane_bytes, id->num_layers, id->page_size, id->inner_dim, id->outer_dim,
-		                     id->dtype,      id->layout,     id->lanes,     id->key_bytes };
+		                     id->dtype,      id->layout,     id->lanes,     id->key_bytes, id->confirm };
 	XXH128_canonical_t canonical;
 
 	assert(x);

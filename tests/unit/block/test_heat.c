@@ -510,6 +510,21 @@ START_TEST(grace_is_bounded)
 }
 END_TEST
 
+/* What is over the limit stays colder than blocks that were used before it and not released. */
+START_TEST(over_the_limit_is_the_cold_end)
+{
+	for (uint32_t i = 0; i < 10; i++, tick())
+		come(i, NS_NONE);
+	for (uint32_t i = 5; i < 10; i++)
+		heat_release(&heat, i);
+	for (uint32_t i = 6; i < 10; i++)
+		ck_assert_uint_eq(drop(), i);
+	ck_assert_uint_eq(drop(), 0);
+	ck_assert_uint_eq(drop(), 5);
+	ck_assert_uint_eq(drop(), 1);
+}
+END_TEST
+
 START_TEST(forgotten_in_grace)
 {
 	for (uint32_t i = 0; i < 6; i++)
@@ -628,6 +643,7 @@ int main(void)
 	tcase_add_test(grace, a_touch_rescues);
 	tcase_add_test(grace, release_forgets_earlier_uses);
 	tcase_add_test(grace, grace_is_bounded);
+	tcase_add_test(grace, over_the_limit_is_the_cold_end);
 	tcase_add_test(grace, forgotten_in_grace);
 	tcase_add_test(grace, released_parents_follow_their_children);
 	tcase_add_test(grace, a_proposed_block_cannot_be_released);
