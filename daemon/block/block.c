@@ -135,6 +135,20 @@ static void block_link_parent(struct ns *ns, uint32_t slot, const uint8_t *paren
 	ns->blocks[b->parent].children++;
 }
 
+#define BLOCK_MAX_WALK 1024u
+
+/* Is the block of @tag, which is just coming, among the ancestors of @slot?  Blocks in a circle would keep one another for ever.  A walk that
+ * does not end is taken for one. */
+static bool block_is_ancestor(const struct ns *ns, uint64_t tag, uint32_t slot)
+{
+	for (uint32_t steps = 0; slot != NS_NONE; steps++) {
+		if (steps == BLOCK_MAX_WALK || ns->records[slot].parent == tag)
+			return true;
+		slot = block_parent(ns, slot);
+	}
+	return false;
+}
+
 /* Over all that a successor relies on: the 48 bytes before @crc, generation and key length. */
 static uint32_t block_record_check(const struct shm_record *rec)
 {
@@ -158,7 +172,9 @@ int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8
 	}
 	memset(rec->key, 0, sizeof(rec->key));
 	memcpy(rec->key, key, kb);
-	if (parent_key && memcmp(parent_key, key, kb) == 0)
+	o = block_orphan_find(ns, h.tag); /* only with children that came before it can there be a circle */
+	if (parent_key && (memcmp(parent_key, key, kb) == 0 ||
+	                   (o && o->count && block_is_ancestor(ns, h.tag, block_find(ns, parent_key)))))
 		parent_key = NULL;
 	rec->parent = parent_key ? index_hash(&ns->index, parent_key).tag : 0;
 	rec->sum = 0;

@@ -289,6 +289,15 @@ static void commit_was_stale(struct sim_write *q)
 	}
 }
 
+/* A parent that would be the block's own descendant is none. */
+static int32_t commit_parent(const struct sim_ns *ns, int32_t key, int32_t parent)
+{
+	for (int32_t k = parent; sim_is_present(ns, k) || k == key; k = ns->blocks[k].parent)
+		if (k == key)
+			return SIM_NO_KEY;
+	return parent;
+}
+
 static void commit_registered(struct sim *w, struct sim_write *q, uint32_t i, int32_t parent)
 {
 	struct sim_block *b = &q->ns->blocks[q->keys[i]];
@@ -307,7 +316,7 @@ static void commit_registered(struct sim *w, struct sim_write *q, uint32_t i, in
 	}
 	sim_must(w, q->out_slots[i] == q->slots[i] && q->out_generations[i] == q->generations[i]);
 	*b = (struct sim_block){ .present = true,
-		                 .parent = parent == q->keys[i] ? SIM_NO_KEY : parent,
+		                 .parent = commit_parent(q->ns, q->keys[i], parent),
 		                 .slot = q->slots[i],
 		                 .generation = q->generations[i] };
 }

@@ -193,6 +193,24 @@ START_TEST(too_many_pins_are_told)
 }
 END_TEST
 
+START_TEST(blocks_in_a_circle_can_be_dropped)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 4);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	for (uint64_t key = 1; key <= 4; key++) { /* 1 -> 2 -> 3 -> 4 -> 1 */
+		ck_assert_int_eq(fix_reserve(&f, a, 0, key, 1), 0);
+		ck_assert_int_eq(fix_commit(&f, a, 0, key, 1, key % 4 + 1), 0);
+	}
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 101, 64), 0);
+	ck_assert_uint_eq(f.dropped, 4);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(a_pin_keeps_a_block_from_flush_and_drop)
 {
 	struct fix f;
@@ -283,6 +301,7 @@ int main(void)
 	tcase_add_test(t, half_a_block_whose_writer_left_is_in_nobodys_way);
 	tcase_add_test(t, lanes_of_two_sessions_make_one_block);
 	tcase_add_test(t, too_many_pins_are_told);
+	tcase_add_test(t, blocks_in_a_circle_can_be_dropped);
 	tcase_add_test(t, a_pin_keeps_a_block_from_flush_and_drop);
 	tcase_add_test(t, why_remembers);
 	tcase_add_test(t, refused_memory_at_every_step);
