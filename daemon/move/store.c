@@ -404,21 +404,33 @@ static void store_tick_partials(struct store_ns *sn, uint64_t now_ns)
 	}
 }
 
+static bool store_retains(const struct store_ns *sn, const struct store_retain *t)
+{
+	return ns_slot_state(&sn->ns, t->slot) == SHM_REGISTERED && ns_slot_generation(&sn->ns, t->slot) == t->generation &&
+	       sn->ns.blocks[t->slot].heat.flags & HEAT_F_RETAINED;
+}
+
+/* A block may have been retained more than once: what ends takes its mark, what lasts gives it back. */
 static void store_tick_retains(struct store_ns *sn, uint64_t now_ns)
 {
 	uint32_t kept = 0;
 
+	for (uint32_t i = 0; i < sn->n_retains; i++)
+		if (store_retains(sn, &sn->retains[i]))
+			sn->retains[kept++] = sn->retains[i];
+	sn->n_retains = kept;
+	kept = 0;
 	for (uint32_t i = 0; i < sn->n_retains; i++) {
 		struct store_retain t = sn->retains[i];
-		bool same = ns_slot_state(&sn->ns, t.slot) == SHM_REGISTERED &&
-		            ns_slot_generation(&sn->ns, t.slot) == t.generation;
 
-		if (same && t.until_ns > now_ns)
+		if (t.until_ns > now_ns)
 			sn->retains[kept++] = t;
-		else if (same)
+		else
 			sn->ns.blocks[t.slot].heat.flags &= (uint16_t)~HEAT_F_RETAINED;
 	}
 	sn->n_retains = kept;
+	for (uint32_t i = 0; i < kept; i++)
+		sn->ns.blocks[sn->retains[i].slot].heat.flags |= HEAT_F_RETAINED;
 }
 
 /* What a page claims is cheap to read and a lie away from the truth.  When pins may be why there was no room, the words are counted: one

@@ -211,6 +211,30 @@ START_TEST(blocks_in_a_circle_can_be_dropped)
 }
 END_TEST
 
+START_TEST(a_retain_that_ends_leaves_a_longer_one)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 4);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 64);
+	fix_hint(&f, a, STORE_HINT_RETAIN, 1, 1);
+	f.now_ns += 500000000;
+	fix_hint(&f, a, STORE_HINT_RETAIN, 1, 1);
+	f.now_ns += 600000000; /* the first is over */
+	store_tick(f.store, f.now_ns);
+	fix_put(&f, a, 101, 2);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 3), 1);
+	ck_assert(fix_has(&f, a, 1));
+	f.now_ns += 600000000;
+	store_tick(f.store, f.now_ns);
+	ck_assert_uint_eq(store_next_ns(f.store), UINT64_MAX);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(a_pin_keeps_a_block_from_flush_and_drop)
 {
 	struct fix f;
@@ -302,6 +326,7 @@ int main(void)
 	tcase_add_test(t, lanes_of_two_sessions_make_one_block);
 	tcase_add_test(t, too_many_pins_are_told);
 	tcase_add_test(t, blocks_in_a_circle_can_be_dropped);
+	tcase_add_test(t, a_retain_that_ends_leaves_a_longer_one);
 	tcase_add_test(t, a_pin_keeps_a_block_from_flush_and_drop);
 	tcase_add_test(t, why_remembers);
 	tcase_add_test(t, refused_memory_at_every_step);
