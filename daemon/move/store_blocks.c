@@ -74,7 +74,7 @@ static void store_reserve_refused(struct holder *h, const struct store_reserve *
 {
 	struct ns *ns = h->ns;
 
-	metrics_add(METRIC_reserves_refused, 1);
+	metrics_add(METRIC_reserves_refused, reason == WHY_NO_SPACE);
 	for (uint32_t i = 0; a->keys && i < a->n; i++)
 		if (a->slots[i] == RESERVE_NEW)
 			why_note(ns->why, index_hash(&ns->index, a->keys + (size_t)i * ns->desc->key_bytes).tag, reason,

@@ -2,6 +2,7 @@
 /* move/store*.c: what single requests answer.  The simulator asks the same things in any order; these are the plain cases. */
 #include <stdlib.h>
 
+#include "base/metrics.h"
 #include "tests/unit/move/fixture.h"
 
 #define BLOCK (64 * 1024)
@@ -235,6 +236,24 @@ START_TEST(a_retain_that_ends_leaves_a_longer_one)
 }
 END_TEST
 
+START_TEST(refusals_for_want_of_space_are_counted)
+{
+	struct fix f;
+	struct holder *a;
+	uint64_t before = metrics_get(METRIC_reserves_refused);
+
+	fix_new(&f, 4);
+	a = fix_attach(&f, "a", 1, 2 * MIB);
+	f.uid.limit[QUOTA_SLOTS] = 3;
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 1, 4), STORE_E_LIMIT);
+	ck_assert_uint_eq(metrics_get(METRIC_reserves_refused), before);
+	ck_assert_int_eq(fix_reserve(&f, a, 0, 1, 3), STORE_E_NOSPACE);
+	ck_assert_uint_eq(metrics_get(METRIC_reserves_refused), before + 1);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(a_pin_keeps_a_block_from_flush_and_drop)
 {
 	struct fix f;
@@ -327,6 +346,7 @@ int main(void)
 	tcase_add_test(t, too_many_pins_are_told);
 	tcase_add_test(t, blocks_in_a_circle_can_be_dropped);
 	tcase_add_test(t, a_retain_that_ends_leaves_a_longer_one);
+	tcase_add_test(t, refusals_for_want_of_space_are_counted);
 	tcase_add_test(t, a_pin_keeps_a_block_from_flush_and_drop);
 	tcase_add_test(t, why_remembers);
 	tcase_add_test(t, refused_memory_at_every_step);
