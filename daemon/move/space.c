@@ -392,12 +392,12 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *r
 	uint64_t coming;
 
 	assert(store->n_victims == 0 && store->n_plan == 0);
+	if (n > ns->geo.max_slots)
+		return STORE_E_NOSPACE;
 	while (ns->n_free < n && (space_grow(store, sn) || (space_may_grow(sn) && space_take_empty(store, sn))))
 		;
 	if (ns->n_free >= n)
 		return 0;
-	if (n > ns->geo.max_slots)
-		return STORE_E_NOSPACE;
 	coming = space_plan(store, sn, n - ns->n_free);
 	if (ns->n_free + coming < n) {
 		uint32_t need = (uint32_t)(n - ns->n_free - coming);

@@ -118,6 +118,26 @@ START_TEST(leaves_go_before_parents_and_the_cold_before_the_warm)
 }
 END_TEST
 
+START_TEST(what_can_never_fit_takes_nothing)
+{
+	struct fix f;
+	struct holder *a, *b;
+	uint32_t dropped, kept;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 4);
+	store_flush(f.store, "a", &dropped, &kept);
+	ck_assert_int_eq(fix_reserve(&f, b, 0, 1, 9), STORE_E_NOSPACE);
+	ck_assert_uint_eq(fix_bytes(a), 8 * MIB);
+	ck_assert_uint_eq(fix_bytes(b), 0);
+	fix_close(a);
+	fix_close(b);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(a_refusal_leaves_everything_as_it_was)
 {
 	struct fix f;
@@ -335,6 +355,7 @@ int main(void)
 	tcase_add_test(t, whoever_is_over_its_share_pays_first);
 	tcase_add_test(t, two_without_shares_do_not_play_ping_pong);
 	tcase_add_test(t, leaves_go_before_parents_and_the_cold_before_the_warm);
+	tcase_add_test(t, what_can_never_fit_takes_nothing);
 	tcase_add_test(t, a_refusal_leaves_everything_as_it_was);
 	tcase_add_test(t, all_that_can_be_dropped_is_found);
 	tcase_add_test(t, memory_to_come_is_counted_in_regions);
