@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* P1, P2, P11, P14: match, pin and release through shared memory, with 1 M and 10 M blocks resident. */
-#include <jansson.h>
 #include <stdlib.h>
 
 #include "tests/bench/bench.h"
@@ -116,6 +115,7 @@ static void hot_start(struct hot *h, uint64_t blocks)
 	fill_blocks(&h->fill, blocks);
 	for (uint64_t at = 0; at + 8192 <= blocks; at += blocks / 16)
 		fill_verify(h->fill.ns, at, 4096);
+	fill_settle(&h->fill);
 	table_fill(&h->huge, blocks, true);
 	table_fill(&h->small, blocks, false);
 	bench_place(0, 0);
@@ -246,25 +246,16 @@ static void hot_crowd(struct hot *h, double alone)
 static void metadata_figure(struct hot *h)
 {
 	struct figure f = { .name = "P11", .unit = "bytes a block", .goal = GOAL_VALUE_AT_MOST, .bound = 128 };
-	char variant[64], *text = NULL;
-	json_t *list, *ns;
-	double used, page;
+	double used = (double)fill_ask(h->fill.kvbm, "namespaces", "bench", "used");
+	double slots = (double)fill_ask(h->fill.kvbm, "namespaces", "bench", "max_slots");
+	char variant[64];
 
-	must(kvbm_info(h->fill.kvbm, "namespaces", "bench", NULL, 0, &text) >= 0);
-	list = json_loads(text, 0, NULL);
-	ns = json_array_get(list, 0);
-	must(ns);
-	used = (double)json_integer_value(json_object_get(ns, "used"));
-	f.value = (double)json_integer_value(json_object_get(ns, "metadata_bytes")) / used;
+	f.value = (double)fill_ask(h->fill.kvbm, "namespaces", "bench", "metadata_bytes") / used;
 	snprintf(variant, sizeof(variant), "metadata, %.0f blocks", used);
 	f.variant = variant;
 	bench_print(&f);
-	/* A session's page: 4 bytes for each slot number, of which it touches what it uses. */
-	page = 4 * (double)json_integer_value(json_object_get(ns, "max_slots"));
-	bench_say("P11", "and 4 bytes of pins a block and session at most (%.1f MiB a session here, as far as it touches them)",
-	          page / 1048576);
-	json_decref(list);
-	free(text);
+	bench_say("P11", "and 4 bytes of pins a block and session at most: %.1f MiB a session here, as far as it touches them",
+	          4 * slots / 1048576);
 }
 
 /* ---- P14 ---- */

@@ -12,7 +12,7 @@
 
 #define ROUND_NS (40 * CLOCK_NS_PER_MS)
 #define ROUNDS 15u
-#define LANE_BYTES 4096u
+#define LANE_BYTES 64u
 #define BLOCKS 16384u
 #define STORED 16u /* blocks in one reservation of P5 */
 
@@ -285,6 +285,7 @@ static void wire_start(struct wire *w, uint64_t slots, uint64_t blocks)
 {
 	fill_start(&w->fill, slots, LANE_BYTES);
 	fill_blocks(&w->fill, blocks);
+	fill_settle(&w->fill);
 	fill_attach(w->fill.daemon.socket, LANE_BYTES, KVBM_OPEN_BY_SOCKET, &w->by_socket, &w->ns_by_socket);
 	w->next = UINT64_C(1) << 32;
 	echo_start(w);

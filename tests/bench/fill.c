@@ -2,6 +2,8 @@
 /* Owns a daemon, a session and what they hold. */
 #include "tests/bench/fill.h"
 
+#include <jansson.h>
+#include <poll.h>
 #include <stdlib.h>
 
 #include "tests/bench/bench.h"
@@ -41,6 +43,28 @@ void fill_start(struct fill *f, uint64_t slots, uint64_t lane_bytes)
 	daemon_start(&f->daemon, flags);
 	f->lane_bytes = lane_bytes;
 	fill_attach(f->daemon.socket, lane_bytes, 0, &f->kvbm, &f->ns);
+}
+
+uint64_t fill_ask(struct kvbm *kvbm, const char *topic, const char *name, const char *member)
+{
+	char *text = NULL;
+	json_t *root, *value;
+	uint64_t number;
+
+	fill_ok(kvbm, topic, kvbm_info(kvbm, topic, name, NULL, 0, &text));
+	root = json_loads(text, 0, NULL);
+	value = json_object_get(json_is_array(root) ? json_array_get(root, 0) : root, member);
+	must(json_is_integer(value));
+	number = (uint64_t)json_integer_value(value);
+	json_decref(root);
+	free(text);
+	return number;
+}
+
+void fill_settle(struct fill *f)
+{
+	while (fill_ask(f->kvbm, "tiers", "g2", "touched_bytes") < fill_ask(f->kvbm, "tiers", "g2", "size_bytes"))
+		(void)poll(NULL, 0, 5);
 }
 
 void fill_stop(struct fill *f)

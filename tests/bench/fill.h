@@ -29,6 +29,10 @@ struct fill {
 /* A daemon with room for @slots blocks of @lane_bytes (and a little more), the session, and the namespace "bench". */
 void fill_start(struct fill *f, uint64_t slots, uint64_t lane_bytes);
 void fill_stop(struct fill *f);
+/* Waits until the daemon has touched all of its memory, so that its workers do not disturb. */
+void fill_settle(struct fill *f);
+/* A number of the answer to @topic, of its first element if it is a list. */
+uint64_t fill_ask(struct kvbm *kvbm, const char *topic, const char *name, const char *member);
 /* Another session of the same namespace. */
 void fill_attach(const char *socket, uint64_t lane_bytes, unsigned open_flags, struct kvbm **ret_kvbm, struct kvbm_ns **ret_ns);
 

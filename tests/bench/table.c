@@ -55,7 +55,7 @@ void table_put(struct table *t, const uint8_t *key, uint32_t slot, uint32_t gene
 		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
 			struct shm_entry *e = &t->lines[line].entries[i];
 
-			if (e->generation != 0)
+			if (e->generation != 0 && e->tag != 0)
 				continue;
 			*e = (struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot };
 			return;
@@ -83,14 +83,19 @@ static inline __attribute__((always_inline)) const struct shm_entry *table_probe
 	return NULL;
 }
 
-/* The place is free for any later key: as in a table whose chains are mended by its only user, who here never probes past it. */
+/* In a full line a tombstone is left (tag 0), which the next key that comes this way takes: nobody looks up what is not there. */
 bool table_remove(struct table *t, const uint8_t *key)
 {
 	struct shm_entry *e = (struct shm_entry *)table_probe(t, shm_hash_key(key, TABLE_KEY_BYTES, t->salt, t->n_lines));
+	const struct shm_line *line = (const struct shm_line *)((uintptr_t)e & ~(uintptr_t)63);
+	bool full = true;
 
-	if (e)
-		*e = (struct shm_entry){ 0 };
-	return e;
+	if (!e)
+		return false;
+	for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++)
+		full = full && line->entries[i].generation != 0;
+	*e = (struct shm_entry){ .generation = full ? UINT32_MAX : 0 };
+	return true;
 }
 
 static inline __attribute__((always_inline)) struct shm_hash table_hash(const struct table *t, const uint8_t *key)
