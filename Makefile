@@ -22,6 +22,7 @@ CUDA ?= $(if $(wildcard /usr/local/cuda/include/cuda.h),/usr/local/cuda,no)
 SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
 RACE_SECONDS ?= 60
+BENCH ?=
 prefix ?= /usr/local
 DESTDIR ?=
 
@@ -187,8 +188,8 @@ lint-sizes: ## the limits on files, functions and parameters, with the nearest m
 format: ## rewrite all C files (or FILES) as .clang-format has it
 	@tests/lint/format.py --fix $(FILES)
 
-bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run
-	@set -e; for program in $(BENCH_BIN); do $$program; done
+bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run (BENCH=P1,P3: only these)
+	@BENCH='$(BENCH)' tests/bench/run.py $(BENCH_BIN)
 
 fuzz: ## FUZZ_SECONDS of each fuzz target (clang)
 	@+$(MAKE) --no-print-directory CC='$(CLANG)' SAN=fuzzer fuzz-run
@@ -233,7 +234,7 @@ help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; FUZZ_SECONDS=n; RACE_SECONDS=n;'
-	@echo '  prefix=dir DESTDIR=dir'
+	@echo '  BENCH=P1,..; prefix=dir DESTDIR=dir'
 
 # Rules ---------------------------------------------------------------------------------------------------------------
 
