@@ -145,9 +145,10 @@ static void print_machine(void)
 	proc_field("/proc/cpuinfo", "model name", model, sizeof(model));
 	proc_field("/proc/meminfo", "HugePages_Total", total, sizeof(total));
 	must(uname(&kernel) == 0);
-	print_line(json_pack("{s:{s:s, s:i, s:s, s:s, s:s, s:I}}", "machine", "cpu", model, "cores", (int)bench_cpus(), "kernel",
-	                     kernel.release, "hugetlb_pages", total, "shmem_huge", open ? strtok(open, "[] \n") : "unknown",
-	                     "available_mib", (json_int_t)(bench_available_bytes() >> 20)));
+	print_line(json_pack("{s:{s:s, s:i, s:s, s:s, s:s, s:I}}", "machine", "cpu", model, "cores", (int)bench_cpus(),
+	                     "kernel", kernel.release, "hugetlb_pages", total, "shmem_huge",
+	                     open ? strtok(open, "[] \n") : "unknown", "available_mib",
+	                     (json_int_t)(bench_available_bytes() >> 20)));
 }
 
 void bench_init(void)
@@ -181,8 +182,8 @@ static bool goal_met(const struct figure *f)
 void bench_print(const struct figure *f)
 {
 	static const char *const goals[] = { NULL, "ratio <= %g", "ratio >= %g", "value <= %g", "value >= %g" };
-	json_t *line = json_pack("{s:s, s:s, s:f, s:s}", "name", f->name, "variant", f->variant, "value", f->value, "unit",
-	                         f->unit);
+	json_t *line = json_pack("{s:s, s:s, s:f, s:s}", "name", f->name, "variant", f->variant, "value", f->value,
+	                         "unit", f->unit);
 	char goal[40];
 
 	must(line);

@@ -13,8 +13,8 @@
 
 struct copy {
 	struct fill fill;
-	uint8_t *from;        /* owns; one block, as an engine's buffer */
-	uint8_t *plain;       /* owns; BLOCKS blocks of a memfd like the pool's regions */
+	uint8_t *from;  /* owns; one block, as an engine's buffer */
+	uint8_t *plain; /* owns; BLOCKS blocks of a memfd like the pool's regions */
 	uint64_t next_plain, next;
 	struct samples samples;
 };

@@ -307,7 +307,8 @@ static void look_figure(void)
 	fill_storer_end(&storer);
 	bench_from(&f, quiet, busy, ROUNDS);
 	bench_print(&f);
-	bench_say("P12b", "the other client stored %.0f blocks/s meanwhile", (double)stored * 1e9 / (double)(ROUNDS * ROUND_NS));
+	bench_say("P12b", "the other client stored %.0f blocks/s meanwhile",
+	          (double)stored * 1e9 / (double)(ROUNDS * ROUND_NS));
 	bench_place(0, BENCH_ANY_CPU);
 	fill_stop(&l.fill);
 	samples_deinit(&l.samples);

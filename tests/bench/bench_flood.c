@@ -197,8 +197,8 @@ static void flood_run(struct fill *fill, uint32_t in_flight)
 		char variant[80];
 		struct figure f = { .name = "P13", .variant = variant, .unit = "us", .goal = GOAL_VALUE_AT_MOST, .bound = 1000 };
 
-		snprintf(variant, sizeof(variant), "%s p99, %u requests in flight, 16 processes", q ? "reserve" : "match of 64 keys",
-		         in_flight / PROCESSES * PROCESSES);
+		snprintf(variant, sizeof(variant), "%s p99, %u requests in flight, 16 processes",
+		         q ? "reserve" : "match of 64 keys", in_flight / PROCESSES * PROCESSES);
 		bench_from(&f, NULL, p99[q], PROCESSES);
 		bench_print(&f);
 	}

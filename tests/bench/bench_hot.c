@@ -143,7 +143,8 @@ static double hot_figures(struct hot *h, const char *name, const char *blocks)
 	} table[] = {
 		{ "match + pin, prefix", "private table, huge pages", limit_huge, ours_match, false, true },
 		{ "match + pin, prefix", "private table, 4 KiB pages", limit_small, ours_match, false, false },
-		{ "match + pin + release, prefix", "private table, huge pages", limit_huge, ours_match_release, false, false },
+		{ "match + pin + release, prefix", "private table, huge pages", limit_huge, ours_match_release, false,
+		  false },
 		{ "match + pin, random blocks", "private table, huge pages", limit_huge, ours_match, true, false },
 		{ "match + pin, random blocks", "private table, 4 KiB pages", limit_small, ours_match, true, false },
 	};
@@ -254,7 +255,8 @@ static void metadata_figure(struct hot *h)
 	snprintf(variant, sizeof(variant), "metadata, %.0f blocks", used);
 	f.variant = variant;
 	bench_print(&f);
-	bench_say("P11", "and 4 bytes of pins a block and session at most: %.1f MiB a session here, as far as it touches them",
+	bench_say("P11",
+	          "and 4 bytes of pins a block and session at most: %.1f MiB a session here, as far as it touches them",
 	          4 * slots / 1048576);
 }
 

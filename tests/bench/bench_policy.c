@@ -24,13 +24,19 @@ static uint64_t replay_live(struct requests *rs, uint64_t blocks, uint64_t *ret_
 {
 	char size[40], no_hold[] = "--limits.slots_per_session=1048576";
 	const char *flags[] = { size, no_hold, "--limits.slots_per_uid=1048576", NULL };
-	struct replay replay = { .ns_name = "trace", .requests = rs, .total = rs->n, .block_bytes = BLOCK_BYTES, .lanes = 1, .n_clients = 1 };
+	struct replay replay = { .ns_name = "trace",
+		                 .requests = rs,
+		                 .total = rs->n,
+		                 .block_bytes = BLOCK_BYTES,
+		                 .lanes = 1,
+		                 .n_clients = 1 };
 	size_t bytes = sizeof(*replay.shared) + sizeof(struct replay_page);
 	struct daemon_proc d;
 	int go[2], stop[2];
 	uint64_t used;
 
-	snprintf(size, sizeof(size), "--g2.size=%llu", (unsigned long long)((blocks * BLOCK_BYTES + GRAIN / 2) / GRAIN * GRAIN));
+	snprintf(size, sizeof(size), "--g2.size=%llu",
+	         (unsigned long long)((blocks * BLOCK_BYTES + GRAIN / 2) / GRAIN * GRAIN));
 	daemon_start(&d, flags);
 	replay.socket = d.socket;
 	replay.shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -14,6 +14,8 @@
 #define PIECE (UINT64_C(64) << 20)
 #define LANE_BYTES (UINT64_C(64) << 10)
 #define IDLE_MS 3000
+#define P9_STARTS 5u
+#define P9_POOLS 3u
 
 /* ---- P9 ---- */
 
@@ -94,8 +96,23 @@ static double touch_all(uint64_t bytes)
 	return (double)bytes / (double)GIB / seconds;
 }
 
+/* The daemon goes on touching memory meanwhile; it is not waited for. */
+static double first_block_alone(uint64_t bytes)
+{
+	struct daemon_proc d;
+	struct kvbm *kvbm;
+	double ms;
+
+	start_daemon(&d, bytes);
+	ms = first_block(&d, &kvbm);
+	daemon_kill(&d);
+	kvbm_close(kvbm);
+	daemon_deinit(&d);
+	return ms;
+}
+
 /* GiB/s from the start of the process until all is touched. */
-static double pool_ready(uint64_t bytes, double *ret_first_ms)
+static double pool_ready(uint64_t bytes)
 {
 	struct daemon_proc d;
 	struct kvbm *kvbm;
@@ -104,7 +121,7 @@ static double pool_ready(uint64_t bytes, double *ret_first_ms)
 
 	start_daemon(&d, bytes);
 	start = clock_now_ns();
-	*ret_first_ms = first_block(&d, &kvbm);
+	(void)first_block(&d, &kvbm);
 	while (fill_ask(kvbm, "tiers", "g2", "touched_bytes") < bytes)
 		(void)poll(NULL, 0, 5);
 	seconds = (double)(clock_now_ns() - start) / 1e9;
@@ -115,10 +132,9 @@ static double pool_ready(uint64_t bytes, double *ret_first_ms)
 
 static void p9(void)
 {
-	double first[3], ready[3], limit[3];
+	double first[P9_STARTS], ready[P9_POOLS], limit[P9_POOLS];
 	struct figure f = { .name = "P9", .unit = "ms", .goal = GOAL_VALUE_AT_MOST, .bound = 100 };
 	struct figure full = { .name = "P9",
-		               .variant = "full pool",
 		               .unit = "GiB/s",
 		               .limit_is = "parallel first touch of a memfd",
 		               .goal = GOAL_RATIO_AT_LEAST,
@@ -128,15 +144,21 @@ static void p9(void)
 
 	while (bytes > GIB && bytes + 2 * GIB > bench_available_bytes())
 		bytes /= 2;
-	for (unsigned i = 0; i < 3; i++) {
-		limit[i] = touch_all(bytes);
-		ready[i] = pool_ready(bytes, &first[i]);
-	}
+	for (unsigned i = 0; i < P9_STARTS; i++)
+		first[i] = first_block_alone(bytes);
 	snprintf(variant, sizeof(variant), "start to first block served, %llu GiB", (unsigned long long)(bytes / GIB));
 	f.variant = variant;
-	bench_from(&f, NULL, first, 3);
+	bench_from(&f, NULL, first, P9_STARTS);
 	bench_print(&f);
-	bench_from(&full, limit, ready, 3);
+	/* A part of it says the same in less time: small pages of a virtual machine come at a quarter of a GiB a second. */
+	bytes /= 4;
+	for (unsigned i = 0; i < P9_POOLS; i++) {
+		limit[i] = touch_all(bytes);
+		ready[i] = pool_ready(bytes);
+	}
+	snprintf(variant, sizeof(variant), "full pool, %.3g GiB", (double)bytes / (double)GIB);
+	full.variant = variant;
+	bench_from(&full, limit, ready, P9_POOLS);
 	bench_print(&full);
 }
 

@@ -253,7 +253,10 @@ static void p5(struct wire *w, const char *pool)
 /* Another client stores and makes room, which is what the loop can stall on as long as there is no G3. */
 static void p8(struct wire *w)
 {
-	struct fill_storer storer = { .socket = w->fill.daemon.socket, .lane_bytes = LANE_BYTES, .first = UINT64_C(1) << 40, .batch = 16 };
+	struct fill_storer storer = { .socket = w->fill.daemon.socket,
+		                      .lane_bytes = LANE_BYTES,
+		                      .first = UINT64_C(1) << 40,
+		                      .batch = 16 };
 	struct figure f = { .name = "P8",
 		            .variant = "no-op p99 while another client stores and evicts",
 		            .unit = "us",

@@ -18,7 +18,8 @@ static void fill_ok(struct kvbm *kvbm, const char *what, int r)
 	_exit(1);
 }
 
-void fill_attach(const char *socket, uint64_t lane_bytes, unsigned open_flags, struct kvbm **ret_kvbm, struct kvbm_ns **ret_ns)
+void fill_attach(const char *socket, uint64_t lane_bytes, unsigned open_flags, struct kvbm **ret_kvbm,
+                 struct kvbm_ns **ret_ns)
 {
 	struct kvbm_options options = { .socket = socket, .name = "bench", .timeout_ms = 60000, .flags = open_flags };
 	struct kvbm_model model = { .name = "bench", .block_bytes = lane_bytes, .lanes = 1, .key_bytes = FILL_KEY_BYTES };

@@ -34,7 +34,8 @@ void fill_settle(struct fill *f);
 /* A number of the answer to @topic, of its first element if it is a list. */
 uint64_t fill_ask(struct kvbm *kvbm, const char *topic, const char *name, const char *member);
 /* Another session of the same namespace. */
-void fill_attach(const char *socket, uint64_t lane_bytes, unsigned open_flags, struct kvbm **ret_kvbm, struct kvbm_ns **ret_ns);
+void fill_attach(const char *socket, uint64_t lane_bytes, unsigned open_flags, struct kvbm **ret_kvbm,
+                 struct kvbm_ns **ret_ns);
 
 void fill_keys(uint64_t first, uint32_t n, uint8_t *ret_keys);
 /* Stores blocks first .. first + n - 1 in one reservation. Returns the blocks dropped. */
