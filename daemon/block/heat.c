@@ -295,6 +295,14 @@ void heat_release(struct heat *h, uint32_t slot)
 	}
 }
 
+void heat_touch(struct heat *h, uint32_t slot)
+{
+	struct heat_mark *m = h->ops->mark(h->ctx, slot);
+
+	m->touch = h->clock;
+	m->flags &= (uint16_t)~HEAT_F_RELEASED;
+}
+
 void heat_forget(struct heat *h, uint32_t slot)
 {
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
@@ -308,8 +316,13 @@ static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot)
 {
 	uint32_t touch = m->touch;
 	bool held = h->ops->held(h->ctx, slot, &touch);
+	bool newer;
+
 	/* What was released over the limit of grace lies colder than its last use: only a use since then rescues it. */
-	bool newer = (int32_t)(touch - (m->flags & HEAT_F_RELEASED ? m->touch : m->place)) > 0;
+	if (m->flags & HEAT_F_RELEASED)
+		newer = (int32_t)(touch - m->touch) > 0;
+	else
+		newer = m->where == HEAT_GRACE || (int32_t)(touch - m->place) > 0; /* in grace: see heat_touch() */
 
 	heat_leave(h, m);
 	m->touch = touch;

@@ -72,6 +72,8 @@ void heat_place(struct heat *h, uint32_t slot);
 void heat_unpark(struct heat *h, uint32_t slot);
 /* It was released by hint: droppable first, unless touched meanwhile.  Over the limit the oldest goes to the cold end of the order. */
 void heat_release(struct heat *h, uint32_t slot);
+/* It was used, by message: no longer released. */
+void heat_touch(struct heat *h, uint32_t slot);
 /* It is gone.  Its entry is skipped when met. */
 void heat_forget(struct heat *h, uint32_t slot);
 

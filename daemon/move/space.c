@@ -44,7 +44,7 @@ static uint32_t space_pardon_pinned(struct store *store, uint32_t from)
 			store->victims[kept++] = v;
 			continue;
 		}
-		v.ns->blocks[v.slot].heat.touch = v.ns->heat.clock;
+		heat_touch(&v.ns->heat, v.slot);
 		block_pardon(v.ns, v.slot);
 		pardoned++;
 	}

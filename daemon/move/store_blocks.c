@@ -230,7 +230,7 @@ static uint8_t store_commit_one(struct holder *h, const struct store_commit *a, 
 	if (r == BLOCK_E_EXISTS) {
 		ns->counts.deduplicated++;
 		metrics_add(METRIC_blocks_deduplicated, 1);
-		ns->blocks[canonical].heat.touch = ns->heat.clock;
+		heat_touch(&ns->heat, canonical);
 		a->slots[i] = canonical;
 		a->generations[i] = ns_slot_generation(ns, canonical);
 		return STORE_EXISTED;
@@ -409,7 +409,7 @@ int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_
 		else if (a->hint == STORE_HINT_RETAIN)
 			store_retain(h, slot, a);
 		else
-			ns->blocks[slot].heat.touch = ns->heat.clock;
+			heat_touch(&ns->heat, slot);
 	}
 	*ret_known = known;
 	return 0;
