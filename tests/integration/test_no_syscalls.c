@@ -24,6 +24,12 @@
 #define BLOCK 4096u
 #define SLOTS (8u * 1024 * 1024 / BLOCK)
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define SANITIZED 1
+#else
+#define SANITIZED 0
+#endif
+
 static const char *const flags[] = { "--g2.size=8M", "--g2.region_size=2M", "--g2.huge_pages=never", NULL };
 
 static struct daemon_proc d;
@@ -195,17 +201,19 @@ END_TEST
 
 int main(void)
 {
-	Suite *s = suite_create("no_syscalls");
-	TCase *t = tcase_create("no_syscalls");
+	Suite *s;
+	TCase *t;
 	SRunner *sr;
 	int failed;
 
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-	printf("no_syscalls: sanitizers make system calls of their own\n");
-	return 77;
-#endif
+	if (SANITIZED) {
+		printf("no_syscalls: sanitizers make system calls of their own\n");
+		return 77;
+	}
 	told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	must(told != MAP_FAILED);
+	s = suite_create("no_syscalls");
+	t = tcase_create("no_syscalls");
 	suite_add_tcase(s, t);
 	tcase_set_timeout(t, 240);
 	tcase_add_checked_fixture(t, setup, teardown);
