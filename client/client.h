@@ -205,7 +205,7 @@ static inline uint32_t kvbm__view_region(const struct view *v, uint32_t slot)
 int kvbm__lookup(struct kvbm_ns *ns, const uint8_t *keys, uint32_t n, unsigned flags, struct kvbm_span *ret_spans);
 /* Outcome: -KVBM_E_NOTHELD. */
 int kvbm__unpin(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n);
-/* Pins what is known to be held otherwise. */
-void kvbm__pin(struct view *v, uint32_t slot);
+/* Pins what is known to be held otherwise.  false: not beyond a limit. */
+bool kvbm__pin(struct view *v, uint32_t slot);
 
 #endif

@@ -109,10 +109,14 @@ static void pinned_add(struct view *v, int64_t n)
 	atomic_store_explicit(&v->page->pinned, pinned + (uint64_t)n, memory_order_relaxed);
 }
 
-void kvbm__pin(struct view *v, uint32_t slot)
+bool kvbm__pin(struct view *v, uint32_t slot)
 {
-	if (pin_raise(v, slot, pin_stamp(v)))
-		pinned_add(v, 1);
+	uint64_t pinned = atomic_load_explicit(&v->page->pinned, memory_order_relaxed);
+
+	if ((v->max_pins && pinned >= v->max_pins) || !shm_pin_raise(&v->page->pins[slot], pin_stamp(v), PIN_MAX))
+		return false;
+	pinned_add(v, 1);
+	return true;
 }
 
 /* The entry was moved or is gone: find it again, pinned as it already is. */

@@ -232,8 +232,9 @@ int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n
 	return verb_end(k, (int)reply->reserved);
 }
 
-/* What was held by message for commit becomes pins of our own, and is let go there. */
-static void commit_hold(struct kvbm_ns *ns, const Kvbm__CommitReply *reply, struct kvbm_span *spans, uint32_t n)
+/* What was held by message becomes pins of our own, and is let go there.  Spans that name no slot are passed over; one that cannot be pinned (a
+ * limit) becomes such a span. */
+static void verb_own_holds(struct kvbm_ns *ns, struct kvbm_span *spans, uint32_t n)
 {
 	struct kvbm *k = ns->kvbm;
 	struct pending what = { .kind = PENDING_IGNORE, .verb = KVBM__VERB__VERB_RELEASE, .ns = ns };
@@ -244,16 +245,14 @@ static void commit_hold(struct kvbm_ns *ns, const Kvbm__CommitReply *reply, stru
 
 	pthread_mutex_lock(&ns->lock);
 	for (uint32_t i = 0; i < n; i++) {
-		if (reply->states.data[i] == 3 || reply->slots[i] == SHM_NO_SLOT) {
-			spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
+		if (spans[i].slot == SHM_NO_SLOT)
 			continue;
-		}
-		k->slots[held] = reply->slots[i];
-		k->generations[held++] = reply->generations[i];
+		k->slots[held] = spans[i].slot;
+		k->generations[held++] = spans[i].generation;
 		if (by_socket)
-			verb_use(ns->view, reply->slots[i]);
-		else
-			kvbm__pin(ns->view, reply->slots[i]);
+			verb_use(ns->view, spans[i].slot);
+		else if (!kvbm__pin(ns->view, spans[i].slot))
+			spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
 	}
 	pthread_mutex_unlock(&ns->lock);
 	if (by_socket || held == 0)
@@ -280,7 +279,7 @@ static int commit_reply(struct kvbm_ns *ns, struct kvbm_span *spans, uint32_t n,
 	for (uint32_t i = 0; i < n; i++)
 		if (reply->slots[i] >= ns->view->n_slots && reply->slots[i] != SHM_NO_SLOT)
 			return verb_bad_reply(k);
-	memset(&k->answer, 0, sizeof(k->answer)); /* commit_hold() receives too */
+	memset(&k->answer, 0, sizeof(k->answer)); /* verb_own_holds() receives too */
 	verb_unuse(ns, spans, n);
 	for (uint32_t i = 0; i < n; i++) {
 		fresh += reply->states.data[i] == 1;
@@ -291,8 +290,11 @@ static int commit_reply(struct kvbm_ns *ns, struct kvbm_span *spans, uint32_t n,
 		else
 			kvbm__view_span(ns->view, reply->slots[i], reply->generations[i], &spans[i]);
 	}
+	for (uint32_t i = 0; i < n && flags & KVBM_HOLD; i++)
+		if (reply->states.data[i] == 3)
+			spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT }; /* other lanes are missing: nothing to hold yet */
 	if (flags & KVBM_HOLD)
-		commit_hold(ns, reply, spans, n);
+		verb_own_holds(ns, spans, n);
 	kvbm__answer_drop(&answer);
 	return fresh;
 }

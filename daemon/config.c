@@ -90,7 +90,8 @@ const struct config_key config_keys[] = {
 	{ "limits", "slots_per_uid", TYPE_COUNT, LIVE, AT(slots_per_uid), "262144", 1, UINT32_MAX, NULL,
 	  "The same for all clients of one user together." },
 	{ "limits", "output_bytes", TYPE_SIZE, LIVE, AT(output_bytes), "256K", 64 * KIB, GIB, NULL,
-	  "Replies that wait for a client to read them; beyond it the client is disconnected." },
+	  "Replies that may wait for a client to read them: beyond it, it is not served, and\n"
+	  "disconnected if it does not read within limits.frame_timeout." },
 	{ "limits", "frame_timeout", TYPE_TIME, LIVE, AT(frame_timeout_ns), "5s", 10 * MS, 3600 * SEC, NULL,
 	  "A message that was begun must be whole within this time." },
 	{ "limits", "namespaces", TYPE_COUNT, FIXED, AT(namespaces_max), "64", 1, 4096, NULL,

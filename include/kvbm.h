@@ -146,7 +146,7 @@ int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n
  * (key_bytes; NULL: a root).  With KVBM_PARENTS @parent points to n packed parent keys instead (all zero: a root).
  * When another process was first with a key, its block stays, ours is freed and spans[i] is changed to the canonical
  * one.  After success the slots are no longer the caller's; with KVBM_HOLD they are held for reading as by kvbm_match(), but for those that
- * still miss lanes, whose span then has slot UINT32_MAX.
+ * still miss lanes or would exceed this session's limit of pins, whose span then has slot UINT32_MAX.
  * With KVBM_NOWAIT the call returns once the request is written; outcomes are counted, not told (not with KVBM_HOLD).
  * All or nothing: on INVAL (lane, length, a slot named twice) and STALE the caller still owns the slots that it owned.
  * @lane is as it was reserved: lanes reserved one by one are committed (or aborted) one by one.
