@@ -281,6 +281,14 @@ static bool unpin_count(struct kvbm_ns *ns, const struct kvbm_span *spans, uint3
 	return old > 0;
 }
 
+/* The generation tells a span of an earlier block of that slot from one of the block we hold.  Where nobody keeps our blocks any more the
+ * slot may hold another by now, and our pin of it is of the span all the same. */
+static bool unpin_is_ours(const struct view *v, const struct kvbm_span *s)
+{
+	return atomic_load_explicit(&v->records[s->slot].generation, memory_order_relaxed) == s->generation ||
+	       v->retired || !shm_page_is_live(v->page);
+}
+
 int kvbm__unpin(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {
@@ -289,9 +297,7 @@ int kvbm__unpin(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
 
 		if (i + LOOKUP_AHEAD < n && ns->view && spans[i + LOOKUP_AHEAD].slot < ns->view->n_slots)
 			__builtin_prefetch(&ns->view->records[spans[i + LOOKUP_AHEAD].slot].generation, 0, 3);
-		/* The generation tells a span of an earlier block of that slot from one of the block we hold. */
-		if (!v || atomic_load_explicit(&v->records[s->slot].generation, memory_order_relaxed) != s->generation ||
-		    !unpin_mark(v, s->slot)) {
+		if (!v || !unpin_is_ours(v, s) || !unpin_mark(v, s->slot)) {
 			unpin_settle(ns, spans, i, true);
 			return -KVBM_E_NOTHELD;
 		}

@@ -75,6 +75,28 @@ START_TEST(gives_no_address_of_what_is_not_held_any_more)
 }
 END_TEST
 
+/* Their slots are long somebody else's, and still the release counts: or the old session's regions stayed mapped for ever. */
+START_TEST(lets_go_of_what_was_overwritten_meanwhile)
+{
+	struct kvbm_model model = cache_model("ns", BLOCK, 1);
+	struct kvbm_span spans[8];
+	struct cache other;
+
+	ck_assert_uint_eq(cache_hold(&cache, 1, 8, spans), 8);
+	be_evicted();
+	cache_open(&other, d.socket, &model);
+	cache_store_roots(&other, 1001, cache_capacity(&other));
+	cache_close(&other);
+	(void)cache_try_verify(&cache, 1, 8); /* notices */
+	must_eq(kvbm_ping(cache.kvbm), 0);
+	ck_assert_ptr_nonnull(cache.ns->retired);
+	ck_assert_ptr_null(kvbm_data(cache.ns, &spans[0], 0));
+	ck_assert_int_eq(kvbm_release(cache.ns, spans, 8), 8);
+	ck_assert_ptr_null(cache.ns->retired);
+	ck_assert_int_eq(kvbm_release(cache.ns, spans, 8), -KVBM_E_NOTHELD);
+}
+END_TEST
+
 START_TEST(attaches_again_and_finds_them)
 {
 	struct kvbm_counters counters;
@@ -99,6 +121,7 @@ int main(void)
 	tcase_set_timeout(tc, 120);
 	tcase_add_test(tc, finds_nothing_through_a_page_that_is_not_read);
 	tcase_add_test(tc, gives_no_address_of_what_is_not_held_any_more);
+	tcase_add_test(tc, lets_go_of_what_was_overwritten_meanwhile);
 	tcase_add_test(tc, attaches_again_and_finds_them);
 	suite_add_tcase(suite, tc);
 	runner = srunner_create(suite);
