@@ -312,7 +312,7 @@ int main(void)
 	bench_init();
 	samples_init(&w.samples, 200000);
 	/* Room for all that P5 stores meanwhile; then a pool that is full, where each reservation drops as much. */
-	wire_start(&w, 400000, BLOCKS);
+	wire_start(&w, 4000000, BLOCKS);
 	for (int one = 1; one >= 0; one--) {
 		wire_place(&w, one);
 		if (bench_wanted("P3"))
