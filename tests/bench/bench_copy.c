@@ -14,8 +14,8 @@
 
 struct copy {
 	struct fill fill;
-	uint8_t *from;  /* owns; one block, as an engine's buffer */
-	uint8_t *plain; /* owns; BLOCKS blocks of a memfd like the pool's regions */
+	uint8_t *from;         /* owns; one block, as an engine's buffer */
+	uint8_t *plain[PLAIN]; /* slots of the same pool that are reserved all the time */
 	uint64_t next_plain, next;
 	uint32_t batch; /* blocks in one reservation */
 	struct samples samples;
