@@ -9,6 +9,7 @@
  * a join are sent at once, so that it costs one round trip.
  */
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -264,6 +265,11 @@ int kvbm__ready(struct kvbm *k, uint64_t deadline_ns)
 	while (k->state != CLIENT_UP) {
 		if (k->state == CLIENT_DOWN) {
 			r = join_start(k);
+			/* So many connect at this moment that the daemon's queue is full: a socket of its own has no event for that. */
+			if (r == -KVBM_E_SYS && errno == EAGAIN && kvbm__now_ns() < deadline_ns) {
+				(void)poll(NULL, 0, CLIENT_RETRY_MIN_MS);
+				continue;
+			}
 			if (r < 0)
 				return first || r != -KVBM_E_SYS ? r : -KVBM_E_GONE;
 		}

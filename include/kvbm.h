@@ -117,7 +117,8 @@ struct kvbm_span {
  * Errors: SYS (no socket there), VERSION, PERM, LIMIT, TIMEOUT, PROTO, NOMEM. */
 int kvbm_open(const struct kvbm_options *options, struct kvbm **ret_kvbm);
 
-/* Ends the session: everything it holds is released, mappings vanish.  NULL is fine. */
+/* Ends the session: everything it holds is released, mappings vanish.  Slots that are reserved and neither committed nor aborted stay out of use
+ * until this process ends, because the daemon cannot know that nothing writes into them any more: abort them before.  NULL is fine. */
 void kvbm_close(struct kvbm *kvbm);
 
 /* Attaches to the namespace @model describes, creating it if nobody has.  The result lives until kvbm_close().
