@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "proto/shm.h"
+#include "tests/lib/cores.h"
 #include "tests/lib/must.h"
 
 #define BATCH 512u /* rounds between two reckonings */
@@ -56,28 +57,6 @@ struct litmus {
 
 static struct arena *arena;
 static int cpus[2];
-
-/* Two cores that we may use; false: there is one. */
-static bool find_cpus(void)
-{
-	cpu_set_t set;
-	int n = 0;
-
-	must(sched_getaffinity(0, sizeof(set), &set) == 0);
-	for (int cpu = 0; cpu < CPU_SETSIZE && n < 2; cpu++)
-		if (CPU_ISSET(cpu, &set))
-			cpus[n++] = cpu;
-	return n == 2;
-}
-
-static void pin_to(int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	must(sched_setaffinity(0, sizeof(set), &set) == 0);
-}
 
 /* False: the other one has stopped. */
 static bool meet(_Atomic uint32_t *mine, _Atomic uint32_t *other, uint32_t at)
@@ -136,7 +115,7 @@ static void client_side(const struct litmus *l)
 	uint32_t at = 0;
 
 	rng_init(&rng, 1);
-	pin_to(cpus[0]);
+	cores_pin(cpus[0]);
 	while (meet(&arena->at_client, &arena->at_daemon, ++at)) {
 		for (uint32_t i = 0; i < BATCH; i++) {
 			if (!meet(&arena->at_client, &arena->at_daemon, ++at))
@@ -173,7 +152,7 @@ static void daemon_side(struct litmus *l)
 	uint32_t at = 0;
 
 	rng_init(&rng, 2);
-	pin_to(cpus[1]);
+	cores_pin(cpus[1]);
 	while (l->rounds < l->at_least && clock_now_ns() - start < PATIENCE_NS) {
 		if (!(l->client_fence && l->daemon_fence) && l->stale >= ENOUGH_STALE)
 			break;
@@ -293,7 +272,7 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
-	if (!find_cpus()) {
+	if (!cores_find(cpus)) {
 		printf("fence: one core: two sides cannot meet here\n");
 		return 77;
 	}
