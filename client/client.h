@@ -192,12 +192,40 @@ void kvbm__view_free(struct view *v);
 void kvbm__view_retire(struct kvbm_ns *ns);
 /* ns->lock is held: retired views that nothing is used of any more go. */
 void kvbm__view_sweep(struct kvbm_ns *ns);
-/* ns->lock is held.  The view a span belongs to, if it is there and names a slot of it; else NULL. */
-struct view *kvbm__view_of(struct kvbm_ns *ns, const struct kvbm_span *span);
-void kvbm__view_span(const struct view *v, uint32_t slot, uint32_t generation, struct kvbm_span *ret_span);
+struct view *kvbm__view_retired(struct kvbm_ns *ns, const struct kvbm_span *span);
+
 static inline uint32_t kvbm__view_region(const struct view *v, uint32_t slot)
 {
 	return slot >> v->shift;
+}
+
+/* Does @span name a slot of @v? */
+static inline bool kvbm__view_has(const struct view *v, const struct kvbm_span *span)
+{
+	return span->slot < v->n_slots &&
+	       span->region == (v->epoch << CLIENT_REGION_BITS | (kvbm__view_region(v, span->slot) + 1));
+}
+
+/* ns->lock is held.  The view a span belongs to, if it is there and names a slot of it; else NULL. */
+static inline struct view *kvbm__view_of(struct kvbm_ns *ns, const struct kvbm_span *span)
+{
+	struct view *v = ns->view;
+
+	return v && kvbm__view_has(v, span) ? v : kvbm__view_retired(ns, span);
+}
+
+static inline void kvbm__view_span(const struct view *v, uint32_t slot, uint32_t generation, struct kvbm_span *ret)
+{
+	uint32_t region = kvbm__view_region(v, slot);
+
+	*ret = (struct kvbm_span){
+		.slot = slot,
+		.generation = generation,
+		.region = v->epoch << CLIENT_REGION_BITS | (region + 1),
+		.tiers = KVBM_TIER_G2,
+		.offset = (uint64_t)(slot - (region << v->shift)) * v->lane_stride,
+		.length = v->lane_bytes,
+	};
 }
 
 /* ---- lookup.c; ns->lock is held ---- */

@@ -24,65 +24,116 @@
 
 struct found {
 	const struct shm_entry *at; /* NULL: absent */
-	struct shm_entry entry;
+	uint64_t where; /* generation and slot, the second half of the entry: no other block ever has the same */
 };
 
-hot struct shm_hash lookup_hash(const struct view *v, const uint8_t *key)
+static inline uint32_t found_slot(const struct found *f)
 {
-	struct shm_hash h = shm_hash_key(key, v->key_bytes, v->salt, v->n_lines);
+	return (uint32_t)(f->where >> 32);
+}
 
-	__builtin_prefetch(&v->lines[h.line], 0, 3);
+static inline uint32_t found_generation(const struct found *f)
+{
+	return (uint32_t)f->where;
+}
+
+hot uint64_t entry_where(struct shm_entry e)
+{
+	return (uint64_t)e.slot << 32 | e.generation;
+}
+
+/* The second half of an entry as it is now.  One load: it was stored in one piece with the first. */
+hot uint64_t entry_where_now(const struct shm_entry *at)
+{
+	const _Atomic shm_half *half = (const _Atomic shm_half *)at + 1;
+
+	return atomic_load_explicit((_Atomic shm_half *)half, memory_order_acquire);
+}
+
+/* What a look-up needs of a view, in registers: through the pointer it would be read again after every store. */
+struct table {
+	const struct shm_line *lines;
+	uint64_t n_lines, probes, salt[2];
+	uint32_t n_slots, key_bytes;
+};
+
+hot struct table lookup_table(const struct view *v, uint32_t key_bytes)
+{
+	return (struct table){ .lines = v->lines,
+		               .n_lines = v->n_lines,
+		               .probes = v->n_lines < SHM_MAX_PROBE ? v->n_lines : SHM_MAX_PROBE,
+		               .salt = { v->salt[0], v->salt[1] },
+		               .n_slots = v->n_slots,
+		               .key_bytes = key_bytes };
+}
+
+hot struct shm_hash lookup_hash(const struct table *t, const uint8_t *key)
+{
+	struct shm_hash h = shm_hash_key(key, t->key_bytes, t->salt, t->n_lines);
+
+	__builtin_prefetch(&t->lines[h.line], 0, 3);
 	return h;
 }
 
-hot const struct shm_entry *lookup_find(const struct view *v, struct shm_hash h, struct shm_entry *ret_entry)
+hot const struct shm_entry *lookup_find(const struct table *t, struct shm_hash h, uint64_t *ret_where)
 {
-	uint64_t line = h.line, probes = v->n_lines < SHM_MAX_PROBE ? v->n_lines : SHM_MAX_PROBE;
+	uint64_t line = h.line, probes = t->probes;
 
 	while (probes-- > 0) {
-		const struct shm_line *l = &v->lines[line];
+		const struct shm_line *l = &t->lines[line];
 		bool empty = false;
 
 		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
 			struct shm_entry e = shm_entry_load(&l->entries[i]);
 
-			if (e.tag == h.tag && e.generation != 0 && e.slot < v->n_slots) {
-				*ret_entry = e;
+			if (e.tag == h.tag && e.generation != 0 && e.slot < t->n_slots) {
+				*ret_where = entry_where(e);
 				return &l->entries[i];
 			}
 			empty |= e.generation == 0;
 		}
 		if (empty)
 			return NULL;
-		if (++line == v->n_lines)
+		if (++line == t->n_lines)
 			line = 0;
 	}
 	return NULL;
 }
 
 /* Looks up to LOOKUP_BATCH keys up.  Returns how many of @found are filled: all, or up to the first miss. */
-static uint32_t lookup_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
+hot uint32_t lookup_batch_of(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found,
+                             uint32_t kb)
 {
+	const struct table t = lookup_table(v, kb);
 	struct shm_hash ahead[LOOKUP_AHEAD];
-	uint32_t kb = v->key_bytes;
 
 	for (uint32_t i = 0; i < n && i < LOOKUP_AHEAD; i++)
-		ahead[i] = lookup_hash(v, keys + (size_t)i * kb);
+		ahead[i] = lookup_hash(&t, keys + (size_t)i * kb);
 	for (uint32_t i = 0; i < n; i++) {
 		struct shm_hash h = ahead[i % LOOKUP_AHEAD];
 
 		if (i + LOOKUP_AHEAD < n)
-			ahead[i % LOOKUP_AHEAD] = lookup_hash(v, keys + (size_t)(i + LOOKUP_AHEAD) * kb);
-		found[i].at = lookup_find(v, h, &found[i].entry);
+			ahead[i % LOOKUP_AHEAD] = lookup_hash(&t, keys + (size_t)(i + LOOKUP_AHEAD) * kb);
+		found[i].at = lookup_find(&t, h, &found[i].where);
 		if (found[i].at) {
-			__builtin_prefetch(&v->page->pins[found[i].entry.slot], 1, 3);
+			__builtin_prefetch(&v->page->pins[found_slot(&found[i])], 1, 3);
 			if (v->confirm)
-				__builtin_prefetch(&v->records[found[i].entry.slot], 0, 3);
+				__builtin_prefetch(&v->records[found_slot(&found[i])], 0, 3);
 		} else if (!scattered) {
 			return i;
 		}
 	}
 	return n;
+}
+
+/* With the length known, a key is two loads and not a call of memcpy. */
+static uint32_t lookup_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
+{
+	if (v->key_bytes == 16)
+		return lookup_batch_of(v, keys, n, scattered, found, 16);
+	if (v->key_bytes == 32)
+		return lookup_batch_of(v, keys, n, scattered, found, 32);
+	return lookup_batch_of(v, keys, n, scattered, found, v->key_bytes);
 }
 
 /* ---- pins ---- */
@@ -120,51 +171,56 @@ bool kvbm__pin(struct view *v, uint32_t slot)
 }
 
 /* The entry was moved or is gone: find it again, pinned as it already is. */
-static bool pin_holds_elsewhere(const struct view *v, const uint8_t *key, struct shm_entry was)
+static __attribute__((noinline)) bool pin_holds_elsewhere(const struct view *v, const uint8_t *key, uint64_t where)
 {
-	struct shm_entry now;
+	const struct table t = lookup_table(v, v->key_bytes);
+	uint64_t now;
 
-	return lookup_find(v, lookup_hash(v, key), &now) && shm_entry_equal(now, was);
+	return lookup_find(&t, lookup_hash(&t, key), &now) && now == where;
 }
 
-static bool pin_is_right(const struct view *v, const uint8_t *key, const struct found *f)
+static __attribute__((noinline)) bool pin_key_is(const struct view *v, const uint8_t *key, uint32_t slot)
 {
 	static const uint8_t zeros[KVBM_KEY_MAX];
-	const uint8_t *have;
+	const uint8_t *have = v->records[slot].key;
 
-	if (!shm_entry_equal(shm_entry_load(f->at), f->entry) && !pin_holds_elsewhere(v, key, f->entry))
-		return false;
-	if (!v->confirm)
-		return true;
-	have = v->records[f->entry.slot].key;
 	return memcmp(have, key, v->key_bytes) == 0 && memcmp(have + v->key_bytes, zeros, KVBM_KEY_MAX - v->key_bytes) == 0;
 }
 
-/* Pins @found[0..n).  Returns how many stay pinned: scattered ones become absent where they do not, others end there. */
-static uint32_t pin_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found)
+hot bool pin_is_right(const struct view *v, const uint8_t *key, const struct found *f)
 {
-	uint32_t stamp = pin_stamp(v), kb = v->key_bytes, kept = 0;
+	if (__builtin_expect(entry_where_now(f->at) != f->where, 0) && !pin_holds_elsewhere(v, key, f->where))
+		return false;
+	return !v->confirm || pin_key_is(v, key, found_slot(f));
+}
+
+/* Pins @found[0..n) and fills their spans.  Returns how many stay pinned: scattered ones become absent where they do not, others end there. */
+static uint32_t pin_batch(const struct view *v, const uint8_t *keys, uint32_t n, bool scattered, struct found *found,
+                          struct kvbm_span *ret_spans)
+{
+	uint32_t stamp = pin_stamp(v), kb = v->key_bytes, kept = 0, i;
 	bool live;
 
-	for (uint32_t i = 0; i < n; i++)
-		if (found[i].at && !pin_raise(v, found[i].entry.slot, stamp))
+	for (i = 0; i < n; i++)
+		if (found[i].at && !pin_raise(v, found_slot(&found[i]), stamp))
 			found[i].at = NULL; /* held 2,047 times by this session: not once more */
 	shm_fence();
 	live = shm_page_is_live(v->page); /* else the daemon has ended this session, and nobody reads our pins */
-	for (uint32_t i = 0; i < n; i++) {
+	for (i = 0; i < n; i++) {
 		if (found[i].at && live && pin_is_right(v, keys + (size_t)i * kb, &found[i])) {
+			kvbm__view_span(v, found_slot(&found[i]), found_generation(&found[i]), &ret_spans[i]);
 			kept++;
 			continue;
 		}
+		if (!scattered)
+			break;
 		if (found[i].at)
-			pin_lower(v, found[i].entry.slot);
-		found[i].at = NULL;
-		if (scattered)
-			continue;
-		while (++i < n)
-			if (found[i].at)
-				pin_lower(v, found[i].entry.slot);
+			pin_lower(v, found_slot(&found[i]));
+		ret_spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
 	}
+	for (; i < n; i++)
+		if (found[i].at)
+			pin_lower(v, found_slot(&found[i]));
 	return kept;
 }
 
@@ -185,14 +241,21 @@ static void lookup_count(struct kvbm_ns *ns, struct view *v, uint32_t n, uint32_
 	                      memory_order_relaxed);
 }
 
-static void lookup_spans(const struct view *v, const struct found *found, uint32_t n, struct kvbm_span *ret_spans)
+/* For somebody who only wants to know.  Returns the hits. */
+static uint32_t peek_batch(const struct view *v, uint32_t n, const struct found *found, struct kvbm_span *ret_spans)
 {
+	uint32_t hits = 0;
+
 	for (uint32_t i = 0; i < n; i++) {
+		hits += found[i].at != NULL;
+		if (!ret_spans)
+			continue;
 		if (found[i].at)
-			kvbm__view_span(v, found[i].entry.slot, found[i].entry.generation, &ret_spans[i]);
+			kvbm__view_span(v, found_slot(&found[i]), found_generation(&found[i]), &ret_spans[i]);
 		else
 			ret_spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
 	}
+	return hits;
 }
 
 int kvbm__lookup(struct kvbm_ns *ns, const uint8_t *keys, uint32_t n, unsigned flags, struct kvbm_span *ret_spans)
@@ -203,17 +266,12 @@ int kvbm__lookup(struct kvbm_ns *ns, const uint8_t *keys, uint32_t n, unsigned f
 	uint32_t hits = 0, done = 0;
 
 	while (done < n) {
-		uint32_t batch = n - done < LOOKUP_BATCH ? n - done : LOOKUP_BATCH, got, kept = 0;
+		uint32_t batch = n - done < LOOKUP_BATCH ? n - done : LOOKUP_BATCH, got, kept;
 		const uint8_t *at = keys + (size_t)done * v->key_bytes;
+		struct kvbm_span *spans = ret_spans ? ret_spans + done : NULL;
 
 		got = lookup_batch(v, at, batch, scattered, found);
-		if (!peek)
-			kept = pin_batch(v, at, got, scattered, found);
-		else
-			for (uint32_t i = 0; i < got; i++)
-				kept += found[i].at != NULL;
-		if (ret_spans)
-			lookup_spans(v, found, scattered ? got : kept, ret_spans + done);
+		kept = peek ? peek_batch(v, got, found, spans) : pin_batch(v, at, got, scattered, found, spans);
 		hits += kept;
 		done += batch;
 		if (!scattered && kept < batch)

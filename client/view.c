@@ -164,31 +164,11 @@ void kvbm__view_retire(struct kvbm_ns *ns)
 
 /* ---- spans ---- */
 
-struct view *kvbm__view_of(struct kvbm_ns *ns, const struct kvbm_span *span)
+struct view *kvbm__view_retired(struct kvbm_ns *ns, const struct kvbm_span *span)
 {
-	uint32_t epoch = span->region >> CLIENT_REGION_BITS;
-	struct view *v = ns->view;
+	struct view *v = ns->retired;
 
-	if ((span->region & CLIENT_REGION_MASK) == 0)
-		return NULL;
-	if (!v || v->epoch != epoch)
-		for (v = ns->retired; v && v->epoch != epoch; v = v->next)
-			;
-	if (!v || span->slot >= v->n_slots || kvbm__view_region(v, span->slot) + 1 != (span->region & CLIENT_REGION_MASK))
-		return NULL;
+	while (v && !kvbm__view_has(v, span))
+		v = v->next;
 	return v;
-}
-
-void kvbm__view_span(const struct view *v, uint32_t slot, uint32_t generation, struct kvbm_span *ret)
-{
-	uint32_t region = kvbm__view_region(v, slot);
-
-	*ret = (struct kvbm_span){
-		.slot = slot,
-		.generation = generation,
-		.region = v->epoch << CLIENT_REGION_BITS | (region + 1),
-		.tiers = KVBM_TIER_G2,
-		.offset = (uint64_t)(slot - (region << v->shift)) * v->lane_stride,
-		.length = v->lane_bytes,
-	};
 }
