@@ -69,7 +69,7 @@ say = $(if $(filter 1,$(V)),,@printf '  %-6s %s\n' $(1) $(2))
 
 # Flags ---------------------------------------------------------------------------------------------------------------
 
-PACKAGES := libuv libprotobuf-c numa libsystemd inih jansson libxxhash libisal
+PACKAGES := libuv libprotobuf-c numa libsystemd inih jansson libxxhash libisal liburing
 
 # Asked once, when the first recipe needs it.
 PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell $(PKG_CONFIG) --cflags $(PACKAGES)))$(PKG_CFLAGS)

@@ -15,7 +15,7 @@ MAY = {
     "move": {"base", "block", "tier/tier.h"},
     "tier": {"base", "loop", "gpu"},
     "gpu": {"base", "loop"},
-    "block": {"base", "proto/shm.h"},
+    "block": {"base", "proto/shm.h", "proto/shm_pin.h"},
     "loop": {"base"},
     "base": set(),
     "proto": {"include"},
