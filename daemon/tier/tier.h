@@ -11,9 +11,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/list.h"
+
 enum {
 	TIER_E_FULL = 1, /* the budget does not allow it */
 	TIER_E_NOMEM,    /* the system refused memory */
+	TIER_E_IO,       /* this slot's bytes are lost; the tier lives on */
+	TIER_E_GONE,     /* the whole tier is offline */
 };
 
 #define TIER_MAX_LANES 64u
@@ -79,6 +83,119 @@ struct tier_ops {
 /* Embedded first in each tier. */
 struct tier {
 	const struct tier_ops *ops;
+};
+
+/* ---- tiers below host memory: slots in areas, reached by copies from and to host memory ---- */
+
+#define TIER_TAG_BYTES 80u
+#define TIER_OWNER_BYTES 2048u
+
+/* Stored with a slot's bytes and given back by recovery: the owner's, opaque to the tier. */
+struct tier_tag {
+	uint8_t bytes[TIER_TAG_BYTES];
+};
+
+/* Who an area belongs to; stored with the area, opaque too. */
+struct tier_owner {
+	uint32_t length;
+	uint8_t bytes[TIER_OWNER_BYTES];
+};
+
+struct tier_area_shape {
+	uint64_t lane_bytes;
+	uint32_t lanes;
+};
+
+struct tier_area {
+	uint32_t id;      /* below areas() */
+	uint32_t n_slots; /* places 0..n_slots-1 */
+};
+
+enum tier_priority { TIER_WANTED = 0, TIER_BACKGROUND, TIER_AHEAD, TIER_PRIORITIES };
+
+/* One copy between a slot and host memory.  The caller's memory, which is the tier's from a submit() that returned 0 until cb. */
+struct tier_io {
+	/* 0; TIER_E_IO: failed, short or torn, this slot's bytes are lost; TIER_E_GONE: the tier is offline.  Never inline. */
+	void (*cb)(struct tier_io *io, int r);
+	bool write;
+	enum tier_priority priority;
+	uint32_t area, place;
+	struct tier_area_shape shape;     /* the area's */
+	const struct tier_region *region; /* borrows; region_seen() was told of it */
+	uint64_t offset, lane_area;       /* lane l's slice is at region->base + l * lane_area + offset */
+	struct tier_tag tag;              /* write: stored with the slot */
+	/* the tier's */
+	struct list link;
+	uint64_t since_ns, bytes_left;
+	uint32_t pieces;
+	int result;
+};
+
+struct tier_lower_stat {
+	uint64_t size_bytes, used_bytes;            /* of areas, and of those given out */
+	uint64_t written_bytes, read_bytes;         /* since the start */
+	uint64_t written_today_bytes, budget_bytes; /* budget 0: none */
+	uint32_t in_flight, queued, drives;
+	uint64_t read_bytes_per_s, write_bytes_per_s; /* moving estimates; 0: nothing was measured yet */
+	uint64_t read_latency_ns, write_latency_ns;   /* of one copy, waiting included */
+	uint64_t errors;
+	bool online;
+	const char *state; /* "online", "recovering", "offline" */
+	const char *note;  /* why; fall-backs; "" */
+};
+
+struct tier_lower;
+struct tier_lower_ops {
+	const char *name;
+
+	/* Areas there are, and those nobody has. */
+	uint32_t (*areas)(struct tier_lower *t);
+	uint32_t (*areas_free)(struct tier_lower *t);
+
+	/* Slots of that shape in an area; 0: the tier cannot take it (named in its header). */
+	uint32_t (*area_slots)(struct tier_lower *t, const struct tier_area_shape *shape);
+
+	/* Outcomes: TIER_E_FULL, TIER_E_GONE.  @owner is stored in the background. */
+	int (*area_make)(struct tier_lower *t, const struct tier_area_shape *shape, const struct tier_owner *owner,
+	                 struct tier_area *ret_area);
+	/* No copy of it is in flight. */
+	void (*area_drop)(struct tier_lower *t, uint32_t area);
+
+	/* Outcomes: TIER_E_FULL, too much waits, or today's writes are used up: try again when something is done;
+	 * TIER_E_GONE. */
+	int (*submit)(struct tier_lower *t, struct tier_io *io);
+
+	/* The slot is free: recovery will not find it, once that is stored. */
+	void (*forget)(struct tier_lower *t, uint32_t area, uint32_t place);
+
+	/* Host memory that copies will name, or no longer name: to be registered with the system. */
+	void (*region_seen)(struct tier_lower *t, const struct tier_region *region);
+	void (*region_gone)(struct tier_lower *t, const struct tier_region *region);
+
+	void (*stat)(struct tier_lower *t, struct tier_lower_stat *ret_stat);
+};
+
+/* What such a tier asks and tells its one user. */
+struct tier_lower_user {
+	/* The tag of a slot, for writing its record anew together with its neighbours'.  false: the slot is free. */
+	bool (*tag)(void *ctx, uint32_t area, uint32_t place, struct tier_tag *ret_tag);
+
+	/* Recovery, before anything else: an area with its owner; false: the area is given up.  Then each of its slots; then,
+	 * once, the end, after which the tier is online. */
+	bool (*on_area)(void *ctx, const struct tier_area *area, const struct tier_area_shape *shape,
+	                const struct tier_owner *owner);
+	void (*on_slot)(void *ctx, uint32_t area, uint32_t place, const struct tier_tag *tag);
+	void (*on_recovered)(void *ctx, bool clean);
+
+	/* It went offline, or came back. */
+	void (*on_online)(void *ctx, bool online);
+	void *ctx;
+};
+
+/* Embedded first. */
+struct tier_lower {
+	const struct tier_lower_ops *ops;
+	struct tier_lower_user user; /* set before it is started */
 };
 
 #endif

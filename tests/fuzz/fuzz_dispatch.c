@@ -354,6 +354,7 @@ static void peer_scribble(struct peer *p)
 	h->page->looked_up = word();
 	h->page->hits = word();
 	h->page->pinned = byte();
+	h->page->groups[0] = byte();
 	for (uint32_t i = 0; i < n; i++)
 		h->page->pins[word() % (h->ns->geo.n_regions << h->ns->geo.shift)] = byte() & 1 ? word() : 0;
 }

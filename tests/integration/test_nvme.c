@@ -1,0 +1,752 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* tier/nvme*.c on real files: what is written comes back, after a close and after a death; what is damaged is a miss; what is
+ * not ours is left alone; the capacity is one.
+ */
+#include <check.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "base/rng.h"
+#include "base/thread.h"
+#include "tests/lib/must.h"
+#include "tests/lib/nvme_owner.h"
+#include "tests/lib/tmpdir.h"
+#include "tier/nvme_file.h"
+#include "tier/nvme_format.h"
+
+#define KIB UINT64_C(1024)
+#define MIB (KIB * KIB)
+
+static struct tmpdir dir;
+static struct nvme_owner owner;
+static char paths[NVME_DRIVES_MAX][128];
+static const char *path_list[NVME_DRIVES_MAX];
+static struct nvme_config config;
+
+static void setup(void)
+{
+	thread_set_role(THREAD_LOOP);
+	tmpdir_make(&dir);
+	for (uint32_t i = 0; i < NVME_DRIVES_MAX; i++) {
+		char name[16];
+
+		must(snprintf(name, sizeof(name), "g3.%u", i) > 0);
+		tmpdir_path(&dir, name, paths[i], sizeof(paths[i]));
+		path_list[i] = paths[i];
+	}
+	config = (struct nvme_config){ .paths = path_list,
+		                       .n_paths = 1,
+		                       .size = 18 * MIB,
+		                       .area_size = 4 * MIB,
+		                       .grace_ns = UINT64_MAX,
+		                       .record_delay_ns = 1,
+		                       .boot_id = { 1, 2, 3 } };
+	nvme_owner_init(&owner, 32 * MIB);
+}
+
+static void teardown(void)
+{
+	nvme_owner_deinit(&owner);
+	tmpdir_remove(&dir);
+	thread_set_role(THREAD_NONE);
+}
+
+static void open_ok(void)
+{
+	int r = nvme_owner_open(&owner, &config);
+
+	if (r != 0)
+		fprintf(stderr, "%s\n", owner.why);
+	ck_assert_int_eq(r, 0);
+	ck_assert_uint_eq(owner.n_strangers, 0);
+}
+
+static void fill_all(uint32_t area, uint64_t seed)
+{
+	for (uint32_t p = 0; p < owner.areas[area].n_slots; p++)
+		ck_assert_int_eq(nvme_owner_put(&owner, area, p, seed + p), 0);
+}
+
+START_TEST(every_slot_comes_back)
+{
+	uint32_t area, n;
+
+	open_ok();
+	ck_assert(owner.clean);
+	area = nvme_owner_area(&owner, 64 * KIB, 1);
+	n = owner.areas[area].n_slots;
+	ck_assert_uint_eq(n, 63);
+	fill_all(area, 1000);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), n);
+	nvme_owner_close(&owner);
+	open_ok();
+	ck_assert(owner.clean);
+	ck_assert_uint_eq(owner.n_areas_found, 1);
+	ck_assert_uint_eq(owner.n_slots_found, n);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), n);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+START_TEST(every_number_of_lanes)
+{
+	open_ok();
+	for (uint32_t lanes = 1; lanes <= TIER_MAX_LANES; lanes++) {
+		uint32_t area = nvme_owner_area(&owner, 4 * KIB, lanes);
+
+		fill_all(area, lanes * 100000);
+		ck_assert_uint_eq(nvme_owner_check_all(&owner), owner.areas[area].n_slots);
+		nvme_owner_settle(&owner);
+		nvme_owner_drop(&owner, area);
+	}
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+/* Slices side by side in memory are one operation. */
+START_TEST(lanes_side_by_side)
+{
+	uint32_t area;
+
+	owner.lane_area = 8 * KIB;
+	open_ok();
+	area = nvme_owner_area(&owner, 8 * KIB, 8);
+	fill_all(area, 5);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), owner.areas[area].n_slots);
+	nvme_owner_close(&owner);
+	owner.lane_area = owner.region.size / TIER_MAX_LANES;
+	open_ok();
+	ck_assert_uint_eq(owner.n_slots_found, nvme_owner_check_all(&owner));
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+START_TEST(several_drives)
+{
+	static const uint32_t counts[] = { 2, 3, 7, NVME_DRIVES_MAX };
+
+	for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
+		uint32_t area, n;
+
+		for (uint32_t d = 0; d < counts[i]; d++)
+			(void)unlink(paths[d]);
+		config.n_paths = counts[i];
+		config.size = counts[i] * 4 * MIB;
+		config.area_size = counts[i] * MIB;
+		open_ok();
+		ck_assert_uint_eq(nvme_owner_stat(&owner).drives, counts[i]);
+		area = nvme_owner_area(&owner, 16 * KIB, 2);
+		n = owner.areas[area].n_slots;
+		ck_assert_uint_eq(n % counts[i], 0);
+		fill_all(area, i * 1000);
+		nvme_owner_close(&owner);
+		open_ok();
+		ck_assert_uint_eq(owner.n_slots_found, n);
+		ck_assert_uint_eq(nvme_owner_check_all(&owner), n);
+		nvme_owner_close(&owner);
+		for (uint32_t d = 0; d < counts[i]; d++) {
+			struct stat st;
+
+			ck_assert_int_eq(stat(paths[d], &st), 0);
+			ck_assert_int_eq(st.st_size, 4 * MIB);
+		}
+	}
+}
+END_TEST
+
+START_TEST(drives_of_another_order_number_or_set)
+{
+	const char *first = path_list[0];
+
+	config.n_paths = 2;
+	open_ok();
+	nvme_owner_close(&owner);
+	path_list[0] = path_list[1];
+	path_list[1] = first;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_CHANGED);
+	path_list[1] = path_list[0];
+	path_list[0] = first;
+	config.n_paths = 1;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_CHANGED);
+	config.n_paths = 3;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_CHANGED);
+	ck_assert_int_ne(access(paths[2], F_OK), 0); /* not left behind */
+	config.n_paths = 2;
+	config.size *= 2;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_CHANGED);
+	must_contain(owner.why, "18M");
+	config.size = 0;
+	open_ok();
+	nvme_owner_close(&owner);
+	ck_assert_int_eq(unlink(paths[1]), 0);
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
+	/* The same one twice. */
+	path_list[1] = path_list[0];
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_BUSY);
+}
+END_TEST
+
+START_TEST(what_is_forgotten_or_dropped_is_not_found)
+{
+	uint32_t a, b;
+
+	open_ok();
+	a = nvme_owner_area(&owner, 64 * KIB, 1);
+	b = nvme_owner_area(&owner, 32 * KIB, 2);
+	fill_all(a, 1);
+	fill_all(b, 1000);
+	for (uint32_t p = 0; p < owner.areas[a].n_slots; p += 2)
+		nvme_owner_forget(&owner, a, p);
+	nvme_owner_drop(&owner, b);
+	nvme_owner_close(&owner);
+	open_ok();
+	ck_assert_uint_eq(owner.n_areas_found, 1);
+	ck_assert_uint_eq(owner.n_slots_found, 31);
+	for (uint32_t p = 0; p < owner.areas[a].n_slots; p++)
+		ck_assert_int_eq(owner.areas[a].slots[p].present, p % 2);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 31);
+	nvme_owner_close(&owner);
+	/* Areas given up by their owner are free, then and later. */
+	owner.refuse_areas = true;
+	open_ok();
+	ck_assert_uint_eq(owner.n_areas_found, 1);
+	ck_assert_uint_eq(owner.n_slots_found, 0);
+	ck_assert_uint_eq(owner.t->ops->areas_free(owner.t), owner.t->ops->areas(owner.t));
+	nvme_owner_close(&owner);
+	owner.refuse_areas = false;
+	open_ok();
+	ck_assert_uint_eq(owner.n_areas_found, 0);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+START_TEST(capacity_is_never_exceeded)
+{
+	uint64_t written = 0, n = 0;
+	struct stat st;
+
+	open_ok();
+	ck_assert_uint_eq(owner.t->ops->areas(owner.t), 4);
+	for (uint32_t i = 0; i < 4; i++)
+		(void)nvme_owner_area(&owner, 64 * KIB, 1);
+	{
+		struct tier_area_shape shape = { .lane_bytes = 4096, .lanes = 1 };
+		struct tier_owner who = { .length = 1 };
+		struct tier_area area;
+
+		ck_assert_int_eq(owner.t->ops->area_make(owner.t, &shape, &who, &area), TIER_E_FULL);
+	}
+	while (written < 3 * config.size) {
+		ck_assert_int_eq(nvme_owner_put(&owner, (uint32_t)(n % 4), (uint32_t)(n / 4 % 63), n), 0);
+		written += 64 * KIB;
+		n++;
+		ck_assert_int_eq(stat(paths[0], &st), 0);
+		ck_assert_int_eq(st.st_size, 18 * MIB);
+	}
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 4 * 63);
+	ck_assert_uint_ge(nvme_owner_stat(&owner).written_bytes, 3 * config.size);
+	nvme_owner_close(&owner);
+	ck_assert_int_eq(stat(paths[0], &st), 0);
+	ck_assert_int_eq(st.st_size, 18 * MIB);
+	ck_assert_int_le(st.st_blocks * 512, 18 * MIB + 64 * KIB);
+}
+END_TEST
+
+START_TEST(a_daily_budget_of_writes)
+{
+	uint32_t area;
+
+	config.write_budget_bytes = 10 * 64 * KIB;
+	open_ok();
+	area = nvme_owner_area(&owner, 64 * KIB, 1);
+	for (uint32_t p = 0; p < 9; p++)
+		ck_assert_int_eq(nvme_owner_put(&owner, area, p, p), 0);
+	/* What is written about them counts too. */
+	nvme_owner_settle(&owner);
+	ck_assert_int_eq(nvme_owner_put(&owner, area, 9, 9), TIER_E_FULL);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 9);
+	ck_assert_uint_eq(nvme_owner_stat(&owner).budget_bytes, config.write_budget_bytes);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+START_TEST(the_queue_is_bounded_and_who_is_wanted_has_most_of_it)
+{
+	uint32_t area, n;
+
+	config.queue = 16;
+	config.depth = 2;
+	open_ok();
+	area = nvme_owner_area(&owner, 4 * KIB, 1);
+	for (n = 0; nvme_owner_write(&owner, area, n, n, n) == 0; n++)
+		;
+	ck_assert_uint_eq(n, 2 + 12); /* in the background: three quarters */
+	ck_assert_uint_eq(nvme_owner_stat(&owner).queued, 12);
+	ck_assert_uint_eq(nvme_owner_stat(&owner).in_flight, 2);
+	nvme_owner_wait(&owner);
+	ck_assert_uint_eq(owner.n_ok, n);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+/* ---- death ---- */
+
+/* The child writes and tells each byte by byte; the parent kills it at some byte. */
+static void child(int fd)
+{
+	struct rng rng;
+	uint32_t areas[2];
+
+	rng_init(&rng, (uint64_t)getpid());
+	must(nvme_owner_open(&owner, &config) == 0);
+	must(nvme_owner_check_all(&owner) <= owner.n_slots_found);
+	while (owner.t->ops->areas_free(owner.t) > 2)
+		(void)nvme_owner_area(&owner, 16 * KIB, 2);
+	for (uint32_t i = 0, n = 0; i < NVME_OWNER_AREAS && n < 2; i++)
+		if (owner.areas[i].used)
+			areas[n++] = i;
+	for (uint64_t seed = (uint64_t)getpid() << 20;; seed++) {
+		uint32_t area = areas[rng_below(&rng, 2)];
+		uint32_t place = (uint32_t)rng_below(&rng, owner.areas[area].n_slots);
+
+		must(write(fd, ".", 1) == 1);
+		if (nvme_owner_is_writing(&owner, area, place))
+			continue;
+		if (rng_chance(&rng, 10))
+			nvme_owner_forget(&owner, area, place);
+		else if (owner.in_flight < 12)
+			must(nvme_owner_write(&owner, area, place, seed, (uint32_t)(seed % 12)) == 0);
+		else
+			loop_turn(owner.loop, true);
+	}
+}
+
+START_TEST(killed_at_any_moment)
+{
+	struct rng rng;
+	uint64_t found = 0;
+	unsigned rounds = 60;
+
+	rng_init(&rng, 7);
+	open_ok();
+	nvme_owner_close(&owner);
+	for (unsigned i = 0; i < rounds; i++) {
+		uint64_t bytes = 1 + rng_below(&rng, 400);
+		int pipe_fds[2], status;
+		char byte;
+		pid_t pid;
+
+		must(pipe2(pipe_fds, O_CLOEXEC) == 0);
+		pid = fork();
+		must(pid >= 0);
+		if (pid == 0) {
+			/* A loop of its own: the parent's descriptors are not for two. */
+			nvme_owner_init(&owner, 32 * MIB);
+			child(pipe_fds[1]);
+		}
+		must(close(pipe_fds[1]) == 0);
+		for (uint64_t n = 0; n < bytes && read(pipe_fds[0], &byte, 1) == 1; n++)
+			;
+		must(kill(pid, SIGKILL) == 0 && waitpid(pid, &status, 0) == pid && WIFSIGNALED(status));
+		must(close(pipe_fds[0]) == 0);
+		open_ok();
+		found += nvme_owner_check_all(&owner); /* dies of a lie */
+		if (i % 4 != 0) {
+			nvme_owner_close(&owner);
+			continue;
+		}
+		/* And it goes on. */
+		for (uint32_t a = 0; a < NVME_OWNER_AREAS; a++)
+			if (owner.areas[a].used)
+				ck_assert_int_eq(nvme_owner_put(&owner, a, 0, i), 0);
+		nvme_owner_close(&owner);
+	}
+	ck_assert_uint_gt(found, rounds);
+}
+END_TEST
+
+/* ---- damage ---- */
+
+static void patch(const char *path, uint64_t offset, const void *data, size_t size)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	must(fd >= 0 && pwrite(fd, data, size, (off_t)offset) == (ssize_t)size);
+	must(close(fd) == 0);
+}
+
+static void flip(const char *path, uint64_t offset)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	uint8_t byte;
+
+	must(fd >= 0 && pread(fd, &byte, 1, (off_t)offset) == 1);
+	byte ^= 0x10;
+	must(pwrite(fd, &byte, 1, (off_t)offset) == 1);
+	must(close(fd) == 0);
+}
+
+/* One area of 63 slots, all of them written, and closed. */
+static void one_area(void)
+{
+	uint32_t area;
+
+	open_ok();
+	area = nvme_owner_area(&owner, 64 * KIB, 1);
+	ck_assert_uint_eq(area, 0);
+	fill_all(area, 77);
+	nvme_owner_close(&owner);
+}
+
+static void open_and_find(uint32_t found, uint32_t right)
+{
+	open_ok();
+	ck_assert_uint_eq(owner.n_slots_found, found);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), right);
+	nvme_owner_close(&owner);
+}
+
+START_TEST(a_flipped_bit_costs_one_slot_at_most)
+{
+	const uint64_t slots = MIB + 4 * MIB - 63 * 64 * KIB;
+
+	one_area();
+	flip(paths[0], MIB + 100); /* first header: there is a second */
+	open_and_find(63, 63);
+	flip(paths[0], MIB + 8 * KIB + 5 * 128 + 50); /* record */
+	open_and_find(62, 62);
+	flip(paths[0], slots + 9 * 64 * KIB + 1234); /* payload */
+	open_and_find(62, 61);
+	flip(paths[0], 40); /* superblock */
+	open_and_find(62, 61);
+	flip(paths[0], 18 * MIB - 4096 + 20);
+	open_and_find(62, 61);
+	/* Both headers: the area. */
+	flip(paths[0], MIB + 4096 + 100);
+	open_and_find(0, 0);
+}
+END_TEST
+
+START_TEST(swapped_slots_and_records_are_misses)
+{
+	const uint64_t slots = MIB + 4 * MIB - 63 * 64 * KIB, records = MIB + 8 * KIB;
+	static uint8_t a[64 * 1024], b[64 * 1024];
+	int fd;
+
+	one_area();
+	fd = open(paths[0], O_RDWR | O_CLOEXEC);
+	must(fd >= 0);
+	must(pread(fd, a, sizeof(a), (off_t)slots) == sizeof(a) &&
+	     pread(fd, b, sizeof(b), (off_t)(slots + sizeof(a))) == sizeof(b));
+	must(pwrite(fd, b, sizeof(b), (off_t)slots) == sizeof(b) &&
+	     pwrite(fd, a, sizeof(a), (off_t)(slots + sizeof(a))) == sizeof(a));
+	must(close(fd) == 0);
+	open_and_find(63, 61);
+	fd = open(paths[0], O_RDWR | O_CLOEXEC);
+	must(fd >= 0);
+	must(pread(fd, a, 128, (off_t)(records + 128 * 4)) == 128 && pread(fd, b, 128, (off_t)(records + 128 * 7)) == 128);
+	must(pwrite(fd, b, 128, (off_t)(records + 128 * 4)) == 128 && pwrite(fd, a, 128, (off_t)(records + 128 * 7)) == 128);
+	must(close(fd) == 0);
+	open_and_find(61, 59);
+}
+END_TEST
+
+START_TEST(cut_off_anywhere)
+{
+	uint32_t last = 63;
+
+	one_area();
+	/* The tail of the last area's end: 4 areas end at 17 MiB; slots of area 0 from its end back. */
+	for (uint64_t size = 5 * MIB + 8 * KIB; size > 5 * MIB - 24 * KIB; size -= 512) {
+		uint32_t right;
+
+		must(truncate(paths[0], (off_t)size) == 0);
+		open_ok();
+		must_contain(nvme_owner_stat(&owner).note, "shorter");
+		ck_assert_uint_eq(owner.n_slots_found, 63);
+		right = nvme_owner_check_all(&owner);
+		ck_assert_uint_eq(right, size >= 5 * MIB ? 63 : 62);
+		ck_assert_uint_le(right, last);
+		last = right;
+		nvme_owner_close(&owner);
+	}
+	/* Records. */
+	must(truncate(paths[0], MIB + 8 * KIB + 512) == 0);
+	open_and_find(4, 0);
+	/* Headers, superblocks but one, all of it. */
+	for (uint64_t size = MIB + 8 * KIB; size > 2 * KIB;
+	     size = size > 160 * KIB ? size - 124 * KIB : size - 2 * KIB - 512) {
+		must(truncate(paths[0], (off_t)size) == 0);
+		open_ok();
+		ck_assert_uint_eq(nvme_owner_check_all(&owner), 0);
+		nvme_owner_close(&owner);
+	}
+	must(truncate(paths[0], 0) == 0);
+	open_and_find(0, 0);
+}
+END_TEST
+
+/* ---- what is not ours ---- */
+
+static void refused(int outcome)
+{
+	uint8_t *before = malloc(18 * MIB + 1), *after = malloc(18 * MIB + 1);
+	int fd = open(paths[0], O_RDONLY | O_CLOEXEC);
+	ssize_t n;
+
+	must(before && after && fd >= 0);
+	n = pread(fd, before, 18 * MIB + 1, 0);
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), outcome);
+	must(pread(fd, after, 18 * MIB + 1, 0) == n);
+	ck_assert_int_eq(memcmp(before, after, (size_t)n), 0);
+	must_contain(owner.why, paths[0]);
+	must(close(fd) == 0);
+	free(before);
+	free(after);
+}
+
+START_TEST(what_is_not_ours_is_left_alone)
+{
+	uint32_t version = 2;
+	uint8_t zeros[4096] = { 0 };
+
+	tmpdir_write(&dir, "g3.0", "the user's photographs");
+	refused(NVME_E_FOREIGN);
+	config.size = 0;
+	refused(NVME_E_FOREIGN);
+	config.size = 18 * MIB;
+	ck_assert_int_eq(unlink(paths[0]), 0);
+	one_area();
+	for (uint32_t i = 0; i < 5; i++)
+		patch(paths[0], nvme_super_offset(18 * MIB, i) + 8, &version, sizeof(version));
+	refused(NVME_E_VERSION);
+	version = 1;
+	for (uint32_t i = 0; i < 5; i++)
+		patch(paths[0], nvme_super_offset(18 * MIB, i) + 8, &version, sizeof(version));
+	open_and_find(63, 63);
+	for (uint32_t i = 0; i < 5; i++)
+		flip(paths[0], nvme_super_offset(18 * MIB, i) + 70);
+	refused(NVME_E_DAMAGED);
+	for (uint32_t i = 0; i < 5; i++)
+		patch(paths[0], nvme_super_offset(18 * MIB, i), zeros, sizeof(zeros));
+	patch(paths[0], 600000, "something", 9);
+	refused(NVME_E_FOREIGN);
+	ck_assert_int_eq(unlink(paths[0]), 0);
+	config.size = 0;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
+	must(mkdir(paths[0], 0700) == 0);
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
+	must(rmdir(paths[0]) == 0 && mkfifo(paths[0], 0600) == 0);
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
+	must(unlink(paths[0]) == 0);
+	config.size = MIB;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_SMALL);
+	ck_assert_int_ne(access(paths[0], F_OK), 0);
+}
+END_TEST
+
+START_TEST(a_second_daemon_is_refused)
+{
+	struct nvme_owner other;
+
+	open_ok();
+	nvme_owner_init(&other, 16 * MIB);
+	ck_assert_int_eq(nvme_owner_open(&other, &config), NVME_E_BUSY);
+	nvme_owner_close(&owner);
+	ck_assert_int_eq(nvme_owner_open(&other, &config), 0);
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_BUSY);
+	nvme_owner_close(&other);
+	nvme_owner_deinit(&other);
+}
+END_TEST
+
+START_TEST(a_full_filesystem_is_an_outcome)
+{
+	struct stat st;
+
+	config.size = UINT64_C(1) << 58;
+	config.area_size = 0;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_SPACE);
+	ck_assert_int_ne(stat(paths[0], &st), 0); /* nothing is left behind */
+	/* Nor made longer. */
+	tmpdir_write(&dir, "g3.0", "");
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_SPACE);
+	ck_assert_int_eq(stat(paths[0], &st), 0);
+	ck_assert_int_eq(st.st_size, 0);
+}
+END_TEST
+
+START_TEST(shapes_it_cannot_take)
+{
+	struct tier_area_shape shape = { .lane_bytes = 4096, .lanes = 1 };
+
+	open_ok();
+	ck_assert_uint_eq(owner.t->ops->area_slots(owner.t, &shape), 991);
+	shape.lane_bytes = 4095;
+	ck_assert_uint_eq(owner.t->ops->area_slots(owner.t, &shape), 0);
+	shape.lane_bytes = 4 * MIB;
+	ck_assert_uint_eq(owner.t->ops->area_slots(owner.t, &shape), 0);
+	shape.lane_bytes = 2 * MIB;
+	ck_assert_uint_eq(owner.t->ops->area_slots(owner.t, &shape), 1);
+	shape.lanes = 65;
+	ck_assert_uint_eq(owner.t->ops->area_slots(owner.t, &shape), 0);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+/* ---- block devices ---- */
+
+/* The device of paths[1], an image, in @ret; false: this machine or user has none. */
+static bool loop_device(char *ret, size_t size)
+{
+	char command[256];
+	FILE *f;
+	bool have;
+
+	must(snprintf(command, sizeof(command), "losetup -f --show %s 2>/dev/null", paths[1]) > 0);
+	f = popen(command, "re");
+	have = f && fgets(ret, (int)size, f);
+	if (f)
+		(void)pclose(f);
+	if (have)
+		ret[strcspn(ret, "\n")] = '\0';
+	return have;
+}
+
+START_TEST(a_block_device)
+{
+	char device[128], command[256];
+	uint32_t area;
+
+	tmpdir_write(&dir, "g3.1", "");
+	must(truncate(paths[1], 18 * MIB) == 0);
+	if (!loop_device(device, sizeof(device))) {
+		fprintf(stderr, "no loop devices here: block devices are not tested\n");
+		return;
+	}
+	path_list[0] = device;
+	config.size = 36 * MIB;
+	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_SMALL);
+	config.size = 0;
+	open_ok();
+	ck_assert_int_eq(owner.t->ops->areas(owner.t), 4);
+	area = nvme_owner_area(&owner, 64 * KIB, 1);
+	fill_all(area, 5);
+	ck_assert_int_eq(nvme_file_wipe(device, owner.why), NVME_E_BUSY);
+	nvme_owner_close(&owner);
+	open_and_find(63, 63);
+	ck_assert_int_eq(nvme_file_wipe(device, owner.why), 0);
+	open_and_find(0, 0);
+	must(snprintf(command, sizeof(command), "losetup -d %s", device) > 0);
+	must(system(command) == 0);
+}
+END_TEST
+
+/* ---- with the daemon down ---- */
+
+static struct nvme_file_report fsck(bool repair, int outcome)
+{
+	struct nvme_file_ask ask = { .repair = repair };
+	struct nvme_file_report report;
+	char why[NVME_WHY_BYTES] = "";
+
+	ck_assert_int_eq(nvme_file_check(paths[0], &ask, why, &report), outcome);
+	return report;
+}
+
+START_TEST(damage_is_reported_and_mended)
+{
+	struct nvme_file_report r;
+
+	one_area();
+	r = fsck(false, 0);
+	ck_assert(r.super.clean);
+	ck_assert_uint_eq(r.supers_good, 5);
+	ck_assert_uint_eq(r.areas_used, 1);
+	ck_assert_uint_eq(r.headers_good, 2);
+	ck_assert_uint_eq(r.slots, 63);
+	ck_assert_uint_eq(r.records_good, 63);
+	flip(paths[0], 40);
+	flip(paths[0], MIB + 100);
+	flip(paths[0], MIB + 8 * KIB + 5 * 128 + 50);
+	r = fsck(false, 0);
+	ck_assert_uint_eq(r.supers_good, 4);
+	ck_assert_uint_eq(r.supers_damaged, 1);
+	ck_assert_uint_eq(r.headers_damaged, 1);
+	ck_assert_uint_eq(r.records_damaged, 1);
+	ck_assert_uint_eq(r.repaired, 0);
+	r = fsck(true, 0);
+	ck_assert_uint_eq(r.repaired, 3);
+	r = fsck(false, 0);
+	ck_assert_uint_eq(r.supers_good, 5);
+	ck_assert_uint_eq(r.headers_good, 2);
+	ck_assert_uint_eq(r.records_good, 62);
+	ck_assert_uint_eq(r.records_free, 1);
+	open_ok();
+	(void)fsck(false, NVME_E_BUSY);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 62);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
+START_TEST(a_file_that_is_wiped_is_new)
+{
+	char why[NVME_WHY_BYTES];
+
+	one_area();
+	ck_assert_int_eq(nvme_file_wipe(paths[0], why), 0);
+	(void)fsck(false, NVME_E_FOREIGN);
+	config.size = 0;
+	open_ok();
+	ck_assert_uint_eq(owner.n_areas_found, 0);
+	nvme_owner_close(&owner);
+	ck_assert_int_eq(unlink(paths[0]), 0);
+	tmpdir_write(&dir, "g3.0", "the user's photographs");
+	ck_assert_int_eq(nvme_file_wipe(paths[0], why), NVME_E_FOREIGN);
+}
+END_TEST
+
+static Suite *suite(void)
+{
+	Suite *s = suite_create("nvme");
+	TCase *tc = tcase_create("nvme");
+
+	tcase_add_checked_fixture(tc, setup, teardown);
+	tcase_set_timeout(tc, 60);
+	tcase_add_test(tc, every_slot_comes_back);
+	tcase_add_test(tc, every_number_of_lanes);
+	tcase_add_test(tc, lanes_side_by_side);
+	tcase_add_test(tc, several_drives);
+	tcase_add_test(tc, drives_of_another_order_number_or_set);
+	tcase_add_test(tc, what_is_forgotten_or_dropped_is_not_found);
+	tcase_add_test(tc, capacity_is_never_exceeded);
+	tcase_add_test(tc, a_daily_budget_of_writes);
+	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
+	tcase_add_test(tc, killed_at_any_moment);
+	tcase_add_test(tc, a_flipped_bit_costs_one_slot_at_most);
+	tcase_add_test(tc, swapped_slots_and_records_are_misses);
+	tcase_add_test(tc, cut_off_anywhere);
+	tcase_add_test(tc, what_is_not_ours_is_left_alone);
+	tcase_add_test(tc, a_second_daemon_is_refused);
+	tcase_add_test(tc, a_full_filesystem_is_an_outcome);
+	tcase_add_test(tc, shapes_it_cannot_take);
+	tcase_add_test(tc, a_block_device);
+	tcase_add_test(tc, damage_is_reported_and_mended);
+	tcase_add_test(tc, a_file_that_is_wiped_is_new);
+	suite_add_tcase(s, tc);
+	return s;
+}
+
+int main(void)
+{
+	SRunner *sr = srunner_create(suite());
+	int failed;
+
+	srunner_run_all(sr, CK_ENV);
+	failed = srunner_ntests_failed(sr);
+	srunner_free(sr);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
