@@ -121,6 +121,11 @@ static void reply_give_back(struct kvbm *k, const struct pending *p, const Kvbm_
 		n = reply->match->n_slots < reply->match->n_generations ? reply->match->n_slots
 		                                                        : reply->match->n_generations;
 	}
+	if (reply->onboard && reply->onboard->hits <= reply->onboard->n_slots) {
+		slots = reply->onboard->slots;
+		generations = reply->onboard->generations;
+		n = reply->onboard->hits <= reply->onboard->n_generations ? reply->onboard->hits : 0;
+	}
 	for (size_t i = 0; i < n; i++) {
 		if (slots[i] == SHM_NO_SLOT)
 			continue;

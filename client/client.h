@@ -22,7 +22,7 @@
 #include <stdbool.h>
 
 #include "kvbm.pb-c.h"
-#include "proto/shm.h"
+#include "proto/shm_pin.h"
 #include "proto/wire.h"
 
 #define CLIENT_MAX_NS 64u      /* namespaces a session attaches to, at most; the daemon's limit */
@@ -67,7 +67,7 @@ struct view {
 	/* copies of what the header says, checked once */
 	const struct shm_line *lines;
 	uint64_t n_lines, salt[2], lane_bytes, lane_stride;
-	uint32_t n_slots, n_regions, shift, lanes, key_bytes;
+	uint32_t n_slots, n_regions, shift, group_shift, lanes, key_bytes;
 	bool confirm;
 	struct view_region *regions; /* owns */
 };

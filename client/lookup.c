@@ -37,19 +37,6 @@ static inline uint32_t found_generation(const struct found *f)
 	return (uint32_t)f->where;
 }
 
-hot uint64_t entry_where(struct shm_entry e)
-{
-	return (uint64_t)e.slot << 32 | e.generation;
-}
-
-/* The second half of an entry as it is now.  One load: it was stored in one piece with the first. */
-hot uint64_t entry_where_now(const struct shm_entry *at)
-{
-	const _Atomic shm_half *half = (const _Atomic shm_half *)at + 1;
-
-	return atomic_load_explicit((_Atomic shm_half *)half, memory_order_acquire);
-}
-
 /* What a look-up needs of a view, in registers: through the pointer it would be read again after every store. */
 struct table {
 	const struct shm_line *lines;
@@ -87,7 +74,7 @@ hot const struct shm_entry *lookup_find(const struct table *t, struct shm_hash h
 			struct shm_entry e = shm_entry_load(&l->entries[i]);
 
 			if (e.tag == h.tag && e.generation != 0 && e.slot < t->n_slots) {
-				*ret_where = entry_where(e);
+				*ret_where = shm_entry_where(e);
 				return &l->entries[i];
 			}
 			empty |= e.generation == 0;
@@ -140,7 +127,7 @@ static uint32_t lookup_batch(const struct view *v, const uint8_t *keys, uint32_t
 
 hot bool pin_raise(const struct view *v, uint32_t slot, uint32_t stamp)
 {
-	return shm_pin_raise(&v->page->pins[slot], stamp, PIN_MAX);
+	return shm_page_raise(v->page, slot, v->group_shift, stamp, PIN_MAX);
 }
 
 hot void pin_lower(const struct view *v, uint32_t slot)
@@ -164,7 +151,7 @@ bool kvbm__pin(struct view *v, uint32_t slot)
 {
 	uint64_t pinned = atomic_load_explicit(&v->page->pinned, memory_order_relaxed);
 
-	if ((v->max_pins && pinned >= v->max_pins) || !shm_pin_raise(&v->page->pins[slot], pin_stamp(v), PIN_MAX))
+	if ((v->max_pins && pinned >= v->max_pins) || !pin_raise(v, slot, pin_stamp(v)))
 		return false;
 	pinned_add(v, 1);
 	return true;
@@ -189,7 +176,7 @@ static __attribute__((noinline)) bool pin_key_is(const struct view *v, const uin
 
 hot bool pin_is_right(const struct view *v, const uint8_t *key, const struct found *f)
 {
-	if (__builtin_expect(entry_where_now(f->at) != f->where, 0) && !pin_holds_elsewhere(v, key, f->where))
+	if (!shm_entry_is_still(f->at, f->where) && !pin_holds_elsewhere(v, key, f->where))
 		return false;
 	return !v->confirm || pin_key_is(v, key, found_slot(f));
 }

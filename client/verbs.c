@@ -536,6 +536,104 @@ int kvbm_release(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
 	return r;
 }
 
+/* ---- onboard and prefetch ---- */
+
+/* Holds of the leading @hits become pins.  One that cannot (a limit) ends the prefix.  Returns the hits that are left. */
+static uint32_t onboard_hold(struct kvbm_ns *ns, uint32_t hits, uint8_t *status, struct kvbm_span *spans)
+{
+	uint32_t kept = 0;
+
+	verb_own_holds(ns, spans, hits);
+	while (kept < hits && spans[kept].slot != SHM_NO_SLOT)
+		kept++;
+	for (uint32_t i = kept; i < hits; i++) {
+		if (spans[i].slot != SHM_NO_SLOT)
+			(void)kvbm_release(ns, &spans[i], 1);
+		spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
+		if (status)
+			status[i] = KVBM_BUSY;
+	}
+	return kept;
+}
+
+static int onboard_reply(struct kvbm_ns *ns, uint32_t n, bool hold, uint8_t *ret_status, struct kvbm_span *ret_spans)
+{
+	struct kvbm *k = ns->kvbm;
+	struct answer answer = k->answer;
+	const Kvbm__OnboardReply *reply = answer.reply->onboard;
+	uint32_t hits;
+
+	if (!reply || reply->statuses.len != n || reply->n_slots != n || reply->n_generations != n || reply->hits > n)
+		return verb_bad_reply(k);
+	for (uint32_t i = 0; i < reply->hits; i++)
+		if (reply->slots[i] >= ns->view->n_slots)
+			return verb_bad_reply(k);
+	memset(&k->answer, 0, sizeof(k->answer)); /* verb_own_holds() receives too */
+	if (ret_status && n > 0)
+		memcpy(ret_status, reply->statuses.data, n);
+	for (uint32_t i = 0; ret_spans && i < n; i++) {
+		if (i < reply->hits)
+			kvbm__view_span(ns->view, reply->slots[i], reply->generations[i], &ret_spans[i]);
+		else
+			ret_spans[i] = (struct kvbm_span){ .slot = SHM_NO_SLOT };
+	}
+	hits = reply->hits;
+	if (hold)
+		hits = onboard_hold(ns, hits, ret_status, ret_spans);
+	kvbm__answer_drop(&answer);
+	return (int)hits;
+}
+
+int kvbm_onboard(struct kvbm_ns *ns, const void *keys, uint32_t n, const struct kvbm_onboard_options *options,
+                 uint8_t *ret_status, struct kvbm_span *ret_spans)
+{
+	static const struct kvbm_onboard_options none;
+	struct kvbm *k = ns->kvbm;
+	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_ONBOARD, .ns = ns };
+	Kvbm__OnboardRequest m = KVBM__ONBOARD_REQUEST__INIT;
+	uint64_t deadline;
+	int r;
+
+	if (!options)
+		options = &none;
+	if (n > KVBM_MAX_KEYS || (n > 0 && !keys) || (options->flags & ~KVBM_HOLD) ||
+	    (options->flags & KVBM_HOLD && n > 0 && !ret_spans))
+		return verb_invalid(k, "onboard takes up to 16384 keys, known flags, and with HOLD a place for spans");
+	r = verb_begin(k, ns, &deadline);
+	if (r < 0)
+		return r;
+	m.ns = ns->view->number;
+	m.keys = verb_keys(ns, keys, n);
+	m.hold = options->flags & KVBM_HOLD;
+	m.timeout_ms = (uint32_t)(options->timeout_ms > 0 ? options->timeout_ms : k->timeout_ms);
+	m.tokens_per_s = options->tokens_per_s;
+	/* The daemon answers at its deadline; ours is for a daemon that does not. */
+	deadline += m.timeout_ms * UINT64_C(1000000);
+	r = kvbm__call(k, &what, &m.base, deadline);
+	return verb_end(k, r < 0 ? r : onboard_reply(ns, n, m.hold, ret_status, ret_spans));
+}
+
+int kvbm_prefetch(struct kvbm_ns *ns, const void *keys, uint32_t n)
+{
+	struct kvbm *k = ns->kvbm;
+	struct pending what = { .kind = PENDING_IGNORE, .verb = KVBM__VERB__VERB_PREFETCH, .ns = ns };
+	Kvbm__PrefetchRequest m = KVBM__PREFETCH_REQUEST__INIT;
+	uint64_t deadline, id;
+	int r;
+
+	if (n > KVBM_MAX_KEYS || (n > 0 && !keys))
+		return verb_invalid(k, "prefetch takes up to 16384 keys");
+	r = verb_begin(k, ns, &deadline);
+	if (r < 0)
+		return r;
+	m.ns = ns->view->number;
+	m.keys = verb_keys(ns, keys, n);
+	r = kvbm__post(k, &what, &m.base, &id);
+	if (r == 0)
+		r = kvbm__exchange(k);
+	return verb_end(k, r < 0 ? r : (int)n);
+}
+
 /* ---- hints, stat, reports ---- */
 
 int kvbm_hint(struct kvbm_ns *ns, enum kvbm_hint hint, const void *keys, uint32_t n, uint32_t ttl_ms, uint32_t priority)

@@ -52,6 +52,7 @@ static bool view_header_fits(struct view *v)
 	v->n_slots = s->n_slots;
 	v->n_regions = s->n_regions;
 	v->shift = s->region_shift;
+	v->group_shift = shm_group_shift(v->n_slots);
 	v->lanes = s->lanes;
 	v->key_bytes = s->key_bytes;
 	v->confirm = s->confirm;
@@ -152,11 +153,10 @@ void kvbm__view_retire(struct kvbm_ns *ns)
 		return;
 	ns->view = NULL;
 	v->retired = true;
-	/* Our page says what we hold.  Reading all of it is rare: once for each daemon that goes away. */
+	/* Our page says what we hold.  Reading what we wrote of it is rare: once for each daemon that goes away. */
 	if (atomic_load_explicit(&v->page->pinned, memory_order_relaxed) > 0)
 		for (uint32_t s = 0; s < v->n_slots; s++)
-			v->regions[kvbm__view_region(v, s)].held += shm_pin_count(
-				atomic_load_explicit(&v->page->pins[s], memory_order_relaxed));
+			v->regions[kvbm__view_region(v, s)].held += shm_pin_count(shm_page_pin(v->page, s, v->group_shift));
 	v->next = ns->retired;
 	ns->retired = v;
 	kvbm__view_sweep(ns);

@@ -41,6 +41,20 @@ static const struct config_word config_numa_words[] = {
 	{ NULL, 0, 0 },
 };
 
+static const struct config_word config_write_words[] = {
+	{ "on-evict", CONFIG_WRITE_ON_EVICT, 0 },
+	{ "through", CONFIG_WRITE_THROUGH, 0 },
+	{ "if-hit", CONFIG_WRITE_IF_HIT, 0 },
+	{ "never", CONFIG_WRITE_NEVER, 'n' },
+	{ NULL, 0, 0 },
+};
+
+static const struct config_word config_ns_write_words[] = {
+	{ "inherit", CONFIG_WRITE_INHERIT, 0 }, { "on-evict", CONFIG_WRITE_ON_EVICT, 0 },
+	{ "through", CONFIG_WRITE_THROUGH, 0 }, { "if-hit", CONFIG_WRITE_IF_HIT, 0 },
+	{ "never", CONFIG_WRITE_NEVER, 'n' },   { NULL, 0, 0 },
+};
+
 #define AT(field) offsetof(struct config, field)
 #define IN_NAMESPACE(field) offsetof(struct config_namespace, field)
 #define LIVE true
@@ -81,6 +95,26 @@ const struct config_key config_keys[] = {
 	  "auto: regions are bound to NUMA nodes where there are several; off." },
 	{ "g2", "grace", TYPE_PERCENT, FIXED, AT(g2_grace_percent), "10%", 0, 100, NULL,
 	  "Part of the memory in which blocks released by hint may wait for a last touch." },
+	{ "g2", "low_watermark", TYPE_PERCENT, FIXED, AT(g2_low_percent), "5%", 1, 50, NULL,
+	  "Part of a full namespace's memory that is kept ready for new blocks, by writing the\n"
+	  "coldest ones to g3 ahead of need." },
+	{ "g3", "path", TYPE_PATHS, FIXED, AT(g3_path), "", 0, CONFIG_PATHS_SIZE - 1, NULL,
+	  "Files or block devices for blocks that host memory has no room for, one a drive,\n"
+	  "separated by commas.  Files are made; what is not empty and not ours is refused.\n"
+	  "Empty: there is no such tier." },
+	{ "g3", "size", TYPE_SIZE, FIXED, AT(g3_size_bytes), "0", 0, 1024 * TIB, NULL,
+	  "Of all drives together.  0: what is there." },
+	{ "g3", "write", TYPE_WORD, LIVE, AT(g3_write), "on-evict", 0, 0, config_write_words,
+	  "on-evict: blocks that memory would drop; through: all, soon after commit; if-hit: as\n"
+	  "on-evict, if they were used again; never." },
+	{ "g3", "depth", TYPE_COUNT, FIXED, AT(g3_depth), "32", 1, 1024, NULL, "Blocks that are copied at the same time." },
+	{ "g3", "wait", TYPE_TIME, LIVE, AT(g3_wait_ns), "1s", 0, 60 * SEC, NULL,
+	  "How long a request for room waits for blocks to be written before they are dropped\n"
+	  "unwritten." },
+	{ "g3", "io_timeout", TYPE_TIME, FIXED, AT(g3_io_timeout_ns), "10s", 100 * MS, 600 * SEC, NULL,
+	  "A drive that does not answer within this time is offline until it does." },
+	{ "g3", "write_budget", TYPE_SIZE, FIXED, AT(g3_budget_bytes), "0", 0, 1024 * TIB, NULL,
+	  "The most that is written in a day, to spare the drives.  0: no limit." },
 	{ "limits", "leases_per_session", TYPE_COUNT, LIVE, AT(leases_per_session), "65536", 1, UINT32_MAX, NULL,
 	  "Blocks that one client may hold by message." },
 	{ "limits", "pins_per_session", TYPE_COUNT, LIVE, AT(pins_per_session), "1048576", 1, UINT32_MAX, NULL,
@@ -104,6 +138,12 @@ const struct config_key config_keys[] = {
 	  "The most it may ever have: a size or a percentage." },
 	{ CONFIG_NAMESPACE, "uids", TYPE_UIDS, LIVE, IN_NAMESPACE(uids), "", 0, CONFIG_MAX_UIDS, NULL,
 	  "Uids that may attach, separated by commas.  Empty: any." },
+	{ CONFIG_NAMESPACE, "g3_share", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g3_share), "0", 0, 1024 * TIB, NULL,
+	  "Guaranteed part of g3: a size or a percentage." },
+	{ CONFIG_NAMESPACE, "g3_max", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g3_max), "100%", 0, 1024 * TIB, NULL,
+	  "The most of g3 it may ever have: a size or a percentage." },
+	{ CONFIG_NAMESPACE, "g3_write", TYPE_WORD, LIVE, IN_NAMESPACE(g3_write), "inherit", 0, 0, config_ns_write_words,
+	  "As g3.write, for this namespace." },
 };
 
 #define N_KEYS (sizeof(config_keys) / sizeof(config_keys[0]))
@@ -369,32 +409,123 @@ static int config_check_pair(struct config *c, const char *section, const char *
 	return 0;
 }
 
-static int config_check_namespaces(struct config *c, struct config_error *e)
+/* Does @k say something about g3? */
+static bool config_is_of_g3(const struct config_key *k)
 {
-	const struct config_key *share = config_find_key(CONFIG_NAMESPACE, "share"),
-				*max = config_find_key(CONFIG_NAMESPACE, "max");
-	const struct config_key *size = config_find_key("g2", "size"), *limit = config_find_key("limits", "namespaces");
-	uint64_t total = 0, bytes, most;
-	char place[CONFIG_VALUE_SIZE], other[CONFIG_VALUE_SIZE], sum[SIZE_TEXT_MAX], all[SIZE_TEXT_MAX];
+	if (config_is_namespace_key(k))
+		return strncmp(k->name, "g3_", 3) == 0;
+	return strcmp(k->section, "g3") == 0 ? strcmp(k->name, "path") != 0 : strcmp(k->name, "low_watermark") == 0;
+}
+
+static bool config_is_default(const struct config_key *k, const void *field)
+{
+	_Alignas(8) unsigned char value[CONFIG_VALUE_SIZE];
+	char have[CONFIG_VALUE_SIZE], want[CONFIG_VALUE_SIZE];
+	struct config_error e;
+	int r = config_parse(k, k->value, value, &e);
+
+	assert(r == 0 && config_field_size(k) <= sizeof(value));
+	config_format(k, field, have);
+	config_format(k, value, want);
+	return strcmp(have, want) == 0;
+}
+
+static int config_refuse_without_g3(const struct config *c, const struct config_key *k,
+                                    const struct config_namespace *ns, struct config_error *e)
+{
+	char place[CONFIG_VALUE_SIZE];
+
+	if (config_is_default(k, (ns ? (const char *)ns : (const char *)c) + k->offset))
+		return 0;
+	return config_refuse(e, "%s: does nothing without g3.path", config_place(c, k, ns, place));
+}
+
+/* A setting of a tier that is not there would do nothing. */
+static int config_check_no_g3(const struct config *c, struct config_error *e)
+{
+	config_for_each_key(k)
+	{
+		if (!config_is_of_g3(k))
+			continue;
+		if (!config_is_namespace_key(k) && config_refuse_without_g3(c, k, NULL, e) != 0)
+			return CONFIG_E_BAD;
+		for (uint32_t i = 0; config_is_namespace_key(k) && i < c->n_namespaces; i++)
+			if (config_refuse_without_g3(c, k, &c->namespaces[i], e) != 0)
+				return CONFIG_E_BAD;
+	}
+	return 0;
+}
+
+/* The daemon's own files are in nobody's cache, and no drive is there twice. */
+static int config_check_g3_paths(const struct config *c, struct config_error *e)
+{
+	char paths[CONFIG_PATHS_SIZE], place[CONFIG_VALUE_SIZE], *save = NULL;
+	const char *seen[CONFIG_MAX_PATHS];
+	size_t n = 0, socket = strlen(c->socket);
+
+	config_place(c, config_find_key("g3", "path"), NULL, place);
+	memcpy(paths, c->g3_path, sizeof(paths));
+	for (char *p = strtok_r(paths, ",", &save); p; p = strtok_r(NULL, ",", &save)) {
+		assert(n < CONFIG_MAX_PATHS);
+		for (size_t i = 0; i < n; i++)
+			if (strcmp(seen[i], p) == 0)
+				return config_refuse(e, "%s: %s stands there twice", place, p);
+		if (socket > 0 && strncmp(p, c->socket, socket) == 0 && (!p[socket] || strcmp(p + socket, ".lock") == 0))
+			return config_refuse(e, "%s: %s is the socket or its lock (daemon.socket)", place, p);
+		seen[n++] = p;
+	}
+	return 0;
+}
+
+/* What a namespace is guaranteed of a tier and may have of it: keys @share and @max of [namespace], of @total bytes, which @whole sets; 0: not
+ * known before the drives are looked at, then only percentages are compared. */
+struct config_split {
+	const char *share, *max;
+	const struct config_key *whole;
+	uint64_t total;
+};
+
+static int config_check_split(const struct config *c, const struct config_split *s, struct config_error *e)
+{
+	const struct config_key *share = config_find_key(CONFIG_NAMESPACE, s->share),
+				*max = config_find_key(CONFIG_NAMESPACE, s->max);
+	uint64_t total = s->total ? s->total : UINT64_C(100) << 48, sum = 0; /* whatever: a multiple of 100 */
+	char place[CONFIG_VALUE_SIZE], other[CONFIG_VALUE_SIZE], text[SIZE_TEXT_MAX], all[SIZE_TEXT_MAX];
 
 	for (uint32_t i = 0; i < c->n_namespaces; i++) {
 		const struct config_namespace *ns = &c->namespaces[i];
+		const struct config_amount *as = (const void *)((const char *)ns + share->offset),
+					   *am = (const void *)((const char *)ns + max->offset);
+		uint64_t bytes = config_amount_bytes(as, total), most = config_amount_bytes(am, total);
+		bool same = as->is_percent == am->is_percent;
 
-		bytes = config_amount_bytes(&ns->share, c->g2_size_bytes);
-		most = config_amount_bytes(&ns->max, c->g2_size_bytes);
-		if (bytes > most)
+		if (bytes > most && (s->total || same))
 			return config_refuse(e, "%s: is more than its maximum (%s)", config_place(c, share, ns, place),
 			                     config_place(c, max, ns, other));
-		if (most > c->g2_size_bytes)
+		if (s->total && most > total)
 			return config_refuse(e, "%s: is more than all there is (%s)", config_place(c, max, ns, place),
-			                     config_place(c, size, NULL, other));
-		total += bytes;
-		if (total > c->g2_size_bytes)
+			                     config_place(c, s->whole, NULL, other));
+		sum += s->total || as->is_percent ? bytes : 0;
+		if (sum > total && !s->total)
+			return config_refuse(e, "%s: guaranteed shares come to more than 100%%",
+			                     config_place(c, share, ns, place));
+		if (sum > total)
 			return config_refuse(e, "%s: guaranteed shares come to %s, of %s in all (%s)",
-			                     config_place(c, share, ns, place), size_format(total, sum, sizeof(sum)),
-			                     size_format(c->g2_size_bytes, all, sizeof(all)),
-			                     config_place(c, size, NULL, other));
+			                     config_place(c, share, ns, place), size_format(sum, text, sizeof(text)),
+			                     size_format(total, all, sizeof(all)), config_place(c, s->whole, NULL, other));
 	}
+	return 0;
+}
+
+static int config_check_namespaces(struct config *c, struct config_error *e)
+{
+	const struct config_split g2 = { "share", "max", config_find_key("g2", "size"), c->g2_size_bytes },
+				  g3 = { "g3_share", "g3_max", config_find_key("g3", "size"), c->g3_size_bytes };
+	const struct config_key *limit = config_find_key("limits", "namespaces");
+	char place[CONFIG_VALUE_SIZE];
+
+	if (config_check_split(c, &g2, e) != 0 || (c->g3_path[0] && config_check_split(c, &g3, e) != 0))
+		return CONFIG_E_BAD;
 	if (c->n_namespaces > c->namespaces_max)
 		return config_refuse(e, "%s: %" PRIu64 " is less than the %u namespaces that are described",
 		                     config_place(c, limit, NULL, place), c->namespaces_max, c->n_namespaces);
@@ -418,7 +549,8 @@ int config_check(struct config *c, uint64_t memory_bytes, struct config_error *r
 		return config_refuse(ret_error, "%s: is not a multiple of 2M, but g2.huge_pages = require",
 		                     config_place(c, region, NULL, place));
 	if (config_check_pair(c, "daemon", "max_sessions_per_uid", "max_sessions", ret_error) != 0 ||
-	    config_check_pair(c, "limits", "slots_per_session", "slots_per_uid", ret_error) != 0)
+	    config_check_pair(c, "limits", "slots_per_session", "slots_per_uid", ret_error) != 0 ||
+	    (c->g3_path[0] ? config_check_g3_paths(c, ret_error) : config_check_no_g3(c, ret_error)) != 0)
 		return CONFIG_E_BAD;
 	return config_check_namespaces(c, ret_error);
 }

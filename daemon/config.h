@@ -17,11 +17,13 @@
 
 #define CONFIG_FILE "/etc/kvbmd/kvbmd.conf"
 
-#define CONFIG_MAX_KEYS 32
+#define CONFIG_MAX_KEYS 48
 #define CONFIG_MAX_NAMESPACES 64
 #define CONFIG_MAX_UIDS 16   /* so that the list fits into a line of the file */
 #define CONFIG_PATH_SIZE 108 /* what sockaddr_un holds */
 #define CONFIG_NAME_SIZE 64
+#define CONFIG_PATHS_SIZE 512 /* all of them, with commas */
+#define CONFIG_MAX_PATHS 16
 
 enum {
 	CONFIG_E_BAD = 1, /* refused; the text says what and where */
@@ -41,6 +43,14 @@ struct config_where {
 
 enum config_huge { CONFIG_HUGE_AUTO = 0, CONFIG_HUGE_REQUIRE, CONFIG_HUGE_NEVER };
 
+enum config_write {
+	CONFIG_WRITE_ON_EVICT = 0,
+	CONFIG_WRITE_THROUGH,
+	CONFIG_WRITE_IF_HIT,
+	CONFIG_WRITE_NEVER,
+	CONFIG_WRITE_INHERIT, /* in a namespace: as g3.write */
+};
+
 struct config_uids {
 	uint32_t n;
 	uid_t uid[CONFIG_MAX_UIDS];
@@ -52,12 +62,14 @@ struct config_amount {
 	uint64_t value;
 };
 
-#define CONFIG_NAMESPACE_KEYS 3
+#define CONFIG_NAMESPACE_KEYS 6
 
 struct config_namespace {
 	char name[CONFIG_NAME_SIZE];
 	struct config_amount share, max; /* of g2.size; see config_amount_bytes */
 	struct config_uids uids;
+	struct config_amount g3_share, g3_max; /* of the tier's size */
+	unsigned g3_write;                     /* enum config_write */
 	struct config_where place, where[CONFIG_NAMESPACE_KEYS];
 };
 
@@ -79,6 +91,12 @@ struct config {
 	unsigned g2_huge_pages;   /* enum config_huge */
 	uint64_t g2_grace_percent;
 	unsigned g2_numa; /* 0 or 1 */
+	uint64_t g2_low_percent;
+	/* [g3] */
+	char g3_path[CONFIG_PATHS_SIZE]; /* empty: there is no such tier */
+	uint64_t g3_size_bytes;          /* 0: what is there */
+	unsigned g3_write;               /* enum config_write */
+	uint64_t g3_depth, g3_wait_ns, g3_io_timeout_ns, g3_budget_bytes;
 	/* [limits] */
 	uint64_t leases_per_session, slots_per_session, slots_per_uid, pins_per_session;
 	uint64_t output_bytes, frame_timeout_ns, namespaces_max, why_entries;

@@ -21,6 +21,7 @@
 
 enum config_type {
 	TYPE_PATH,
+	TYPE_PATHS,
 	TYPE_GROUP,
 	TYPE_WORD,
 	TYPE_COUNT,

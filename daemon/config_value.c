@@ -130,6 +130,33 @@ static int config_parse_text(const struct config_key *k, const char *text, char 
 	return 0;
 }
 
+/* "/a,/b": blanks around the commas are dropped, and doubled slashes. */
+static int config_parse_paths(const struct config_key *k, const char *text, char *ret_text, struct config_error *e)
+{
+	char packed[CONFIG_VALUE_SIZE];
+	unsigned n_paths = 0;
+	size_t n = 0;
+
+	for (const char *p = text; *p; p++) {
+		bool blank = *p == ' ' && (n == 0 || packed[n - 1] == ',' || p[1 + strspn(p + 1, " ")] == ',' ||
+		                           p[strspn(p, " ")] == '\0');
+		bool slash = *p == '/' && n > 0 && packed[n - 1] == '/';
+
+		if (!blank && !slash && n < sizeof(packed) - 1)
+			packed[n++] = *p;
+	}
+	packed[n] = '\0';
+	for (const char *p = packed; *p; p += strcspn(p, ","), p += *p == ',') {
+		if (*p != '/')
+			return config_refuse(e, "'%.*s' is not an absolute path", (int)strcspn(p, ","), p);
+		if (++n_paths > CONFIG_MAX_PATHS)
+			return config_refuse(e, "has more than %d paths", CONFIG_MAX_PATHS);
+	}
+	if (n > 0 && packed[n - 1] == ',')
+		return config_refuse(e, "ends with a comma");
+	return config_parse_text(k, packed, ret_text, e);
+}
+
 /* "10%" or, where @bare, "10". */
 static bool config_parse_percent(const char *text, bool bare, uint64_t *ret_percent)
 {
@@ -196,6 +223,7 @@ void config_format(const struct config_key *k, const void *field, char buf[CONFI
 
 	switch (k->type) {
 	case TYPE_PATH:
+	case TYPE_PATHS:
 	case TYPE_GROUP:
 		snprintf(buf, CONFIG_VALUE_SIZE, "%s", (const char *)field);
 		break;
@@ -233,6 +261,7 @@ size_t config_field_size(const struct config_key *k)
 {
 	switch (k->type) {
 	case TYPE_PATH:
+	case TYPE_PATHS:
 	case TYPE_GROUP:
 		return k->max + 1;
 	case TYPE_WORD:
@@ -284,6 +313,8 @@ int config_parse(const struct config_key *k, const char *text, void *field, stru
 	uint64_t value = 0;
 
 	switch (k->type) {
+	case TYPE_PATHS:
+		return config_parse_paths(k, text, field, e);
 	case TYPE_PATH:
 	case TYPE_GROUP:
 		return config_parse_text(k, text, field, e);

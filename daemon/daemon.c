@@ -16,6 +16,7 @@
 #include <inttypes.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -31,13 +32,15 @@
 #include "loop/loop.h"
 #include "loop/mailbox.h"
 #include "loop/worker.h"
-#include "move/store.h"
+#include "move/onboard.h"
 #include "notify.h"
 #include "server/life.h"
 #include "server/listener.h"
 #include "server/service.h"
 #include "server/session.h"
+#include "sums.h"
 #include "tier/host.h"
+#include "tier/nvme.h"
 
 #define TICK_NS CLOCK_NS_PER_S
 #define TICK_MIN_NS (10 * CLOCK_NS_PER_MS)
@@ -55,6 +58,7 @@ struct daemon {
 	struct mailbox *mailbox;
 	struct worker_pool *workers;
 	struct tier *host;
+	struct tier_lower *lower; /* NULL: there is none */
 	struct life life;
 	struct store *store;
 	struct store_policy policies[CONFIG_MAX_NAMESPACES];
@@ -68,15 +72,32 @@ struct daemon {
 	unsigned n_started; /* steps */
 	bool stopping, step_is_stopping;
 	bool impatient, sessions_closed;
-	bool host_is_closed, workers_are_closed, mailbox_is_closed;
+	bool host_is_closed, workers_are_closed, mailbox_is_closed, lower_is_closing, lower_is_closed;
 	enum daemon_exit code;
 };
 
 /* ---- from the configuration ---- */
 
+static const enum store_write writes[] = {
+	[CONFIG_WRITE_ON_EVICT] = STORE_WRITE_ON_EVICT,
+	[CONFIG_WRITE_THROUGH] = STORE_WRITE_THROUGH,
+	[CONFIG_WRITE_IF_HIT] = STORE_WRITE_IF_HIT,
+	[CONFIG_WRITE_NEVER] = STORE_WRITE_NEVER,
+};
+
+static uint64_t daemon_lower_bytes(const struct daemon *d)
+{
+	struct tier_lower_stat stat = { 0 };
+
+	if (d->lower)
+		d->lower->ops->stat(d->lower, &stat);
+	return stat.size_bytes;
+}
+
 static void daemon_policies(struct daemon *d)
 {
 	const struct config *c = &d->config;
+	uint64_t lower = daemon_lower_bytes(d);
 
 	for (uint32_t i = 0; i < c->n_namespaces; i++) {
 		const struct config_namespace *ns = &c->namespaces[i];
@@ -88,6 +109,9 @@ static void daemon_policies(struct daemon *d)
 		p->max_bytes = config_amount_bytes(&ns->max, c->g2_size_bytes);
 		p->uids = ns->uids.uid;
 		p->n_uids = ns->uids.n;
+		p->lower_share_bytes = config_amount_bytes(&ns->g3_share, lower);
+		p->lower_max_bytes = config_amount_bytes(&ns->g3_max, lower);
+		p->write = writes[ns->g3_write == CONFIG_WRITE_INHERIT ? c->g3_write : ns->g3_write];
 	}
 }
 
@@ -105,6 +129,11 @@ static struct store_config daemon_store_config(struct daemon *d)
 		.why_entries = (uint32_t)c->why_entries,
 		.write_timeout_ns = c->write_timeout_ns,
 		.boot_id = d->life.boot_id,
+		.lower = d->lower,
+		.calculator = sums_on(d->workers),
+		.max_transfers = (uint32_t)c->g3_depth * 2, /* half of them in the hands of the workers */
+		.low_percent = (uint32_t)c->g2_low_percent,
+		.write = writes[c->g3_write],
 	};
 }
 
@@ -173,6 +202,7 @@ static void daemon_apply(struct daemon *d, const struct config *config)
 	store = daemon_store_config(d);
 	store_configure(d->store, &store);
 	d->service.n_admin_uids = config->admin_uids.n;
+	d->service.wait_ns = config->g3_wait_ns;
 }
 
 static void daemon_on_hup(struct loop_signal *s, int signum)
@@ -341,6 +371,55 @@ static bool host_is_stopped(struct daemon *d)
 	return d->host_is_closed;
 }
 
+/* The kernel's id of this boot: what an earlier one of it left in flight may still land. */
+static void daemon_boot_id(uint8_t ret_id[16])
+{
+	FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+	unsigned byte;
+
+	memset(ret_id, 0, 16);
+	for (int i = 0; f && i < 16; i++) {
+		if (i == 4 || i == 6 || i == 8 || i == 10)
+			(void)fgetc(f);
+		if (fscanf(f, "%2x", &byte) != 1)
+			break;
+		ret_id[i] = (uint8_t)byte;
+	}
+	if (f)
+		fclose(f);
+}
+
+static int start_lower(struct daemon *d)
+{
+	char paths[CONFIG_PATHS_SIZE], why[NVME_WHY_BYTES], *save = NULL;
+	const char *list[CONFIG_MAX_PATHS];
+	struct nvme_config config = {
+		.paths = list,
+		.size = d->config.g3_size_bytes,
+		.depth = (uint32_t)d->config.g3_depth,
+		.write_budget_bytes = d->config.g3_budget_bytes,
+		.io_deadline_ns = d->config.g3_io_timeout_ns,
+		.loop = d->loop,
+	};
+	int r;
+
+	memcpy(paths, d->config.g3_path, sizeof(paths));
+	for (char *p = strtok_r(paths, ",", &save); p; p = strtok_r(NULL, ",", &save))
+		list[config.n_paths++] = p;
+	if (config.n_paths == 0)
+		return 0;
+	daemon_boot_id(config.boot_id);
+	r = nvme_new(&config, why, &d->lower);
+	if (r <= 0)
+		return error_trace(r);
+	if (r == NVME_E_SPACE || r == NVME_E_IO || r == NVME_E_RING) {
+		log_error("g3: %s: going on without it", why);
+		return 0;
+	}
+	log_error("g3: %s", why);
+	return DAEMON_REFUSED;
+}
+
 static int start_life(struct daemon *d)
 {
 	return error_trace(life_init(&d->life));
@@ -365,6 +444,44 @@ static void stop_store(struct daemon *d)
 	d->store = store_free(d->store);
 }
 
+/* Blocks are read and written from here on. */
+static int start_moving(struct daemon *d)
+{
+	uint64_t deadline;
+
+	if (!d->lower)
+		return 0;
+	store_lower_user(d->store, &d->lower->user);
+	nvme_start(d->lower);
+	/* Nobody is served yet.  A client that attached before would make namespaces anew that are about to come back; blocks may come while
+	 * we serve. */
+	deadline = loop_refresh_ns(d->loop) + d->config.g3_io_timeout_ns;
+	while (!nvme_knows_areas(d->lower) && loop_refresh_ns(d->loop) < deadline)
+		loop_turn(d->loop, true);
+	if (!nvme_knows_areas(d->lower))
+		log_warn("g3: the drives have not said within %llu s whose their areas are: blocks of those who attach now are lost",
+		         (unsigned long long)(d->config.g3_io_timeout_ns / CLOCK_NS_PER_S));
+	return 0;
+}
+
+static void stop_moving(struct daemon *d)
+{
+	store_stop_moving(d->store);
+}
+
+static bool moving_is_stopped(struct daemon *d)
+{
+	if (!d->lower)
+		return true;
+	if (store_is_moving(d->store) && !d->impatient)
+		return false;
+	if (!d->lower_is_closing) {
+		d->lower_is_closing = true;
+		nvme_close(d->lower, set_true, &d->lower_is_closed);
+	}
+	return d->lower_is_closed;
+}
+
 static int start_service(struct daemon *d)
 {
 	d->service = (struct service){
@@ -375,6 +492,8 @@ static int start_service(struct daemon *d)
 		.admin_uids = d->config.admin_uids.uid,
 		.n_admin_uids = d->config.admin_uids.n,
 		.start_ns = loop_now_ns(d->loop),
+		.wait_ns = d->config.g3_wait_ns,
+		.lower = d->lower,
 	};
 	return error_trace(service_init(&d->service));
 }
@@ -431,7 +550,7 @@ static int start_listener(struct daemon *d)
 /* start() returns 0, a fault, or a DAEMON_* that it has logged; after the last two there is nothing to stop. */
 static const struct step {
 	int (*start)(struct daemon *d);
-	void (*stop)(struct daemon *d);
+	void (*stop)(struct daemon *d);       /* may be NULL */
 	bool (*is_stopped)(struct daemon *d); /* NULL: stop() was all */
 } steps[] = {
 	{ start_notify, stop_notify, NULL },
@@ -440,8 +559,10 @@ static const struct step {
 	{ start_mailbox, stop_mailbox, mailbox_is_stopped },
 	{ start_workers, stop_workers, workers_are_stopped },
 	{ start_host, stop_host, host_is_stopped },
+	{ start_lower, NULL, NULL }, /* ended by the step of moving, while the store can still be asked */
 	{ start_life, stop_life, NULL },
 	{ start_store, stop_store, NULL },
+	{ start_moving, stop_moving, moving_is_stopped },
 	{ start_service, stop_service, NULL },
 	{ start_sessions, stop_sessions, sessions_are_stopped },
 	{ start_listener, stop_socket, NULL }, /* the socket first: nobody new */
@@ -453,7 +574,7 @@ static void daemon_end_steps(struct daemon *d)
 	while (d->n_started > 0) {
 		const struct step *step = &steps[d->n_started - 1];
 
-		if (!d->step_is_stopping)
+		if (!d->step_is_stopping && step->stop)
 			step->stop(d);
 		d->step_is_stopping = true;
 		if (step->is_stopped && !step->is_stopped(d))

@@ -172,6 +172,31 @@ int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans,
 #define KVBM_PEEK 2u
 int kvbm_match(struct kvbm_ns *ns, const void *keys, uint32_t n, unsigned flags, struct kvbm_span *ret_spans);
 
+/* Brings the leading blocks of keys[0..n) that are on this node, but below host memory, up into it, and waits for them.
+ *
+ * @options may be NULL.  ret_status (may be NULL): n of enum kvbm_status.  ret_spans (may be NULL): n; blocks that are not DONE get slot
+ * UINT32_MAX.  With KVBM_HOLD the leading DONE blocks are held as by kvbm_match().  The first block that is not DONE ends the prefix: what lies behind it
+ * is not brought up.
+ * Returns the number of leading blocks that are in memory now.  Errors: INVAL, LIMIT (requests or holds of this session), TIMEOUT, GONE. */
+enum kvbm_status {
+	KVBM_DONE = 1,
+	KVBM_MISSING,  /* the node has it nowhere */
+	KVBM_BUSY,     /* it has, but no room in memory for the moment: worth asking again, a bounded number of times */
+	KVBM_FAILED,   /* it could not be read, or was not what had been stored: compute it */
+	KVBM_DEADLINE, /* it did not come in time; it may still come */
+	KVBM_RECOMPUTE, /* it would come later than it is computed at options->tokens_per_s */
+};
+struct kvbm_onboard_options {
+	unsigned flags;        /* KVBM_HOLD */
+	int timeout_ms;        /* for what is still to come then; 0: the session's */
+	uint32_t tokens_per_s; /* at which the caller would compute the blocks; 0: never answer RECOMPUTE */
+};
+int kvbm_onboard(struct kvbm_ns *ns, const void *keys, uint32_t n, const struct kvbm_onboard_options *options,
+                 uint8_t *ret_status, struct kvbm_span *ret_spans);
+
+/* The same ahead of need: returns at once, holds nothing, never makes room by dropping what is not below as well.  Returns n. */
+int kvbm_prefetch(struct kvbm_ns *ns, const void *keys, uint32_t n);
+
 /* Lets go of held blocks, once for each time they were held; tail first is what keeps roots longest.
  * Returns n.  Errors: NOTHELD (one of them is not held by this session: nothing changed). */
 int kvbm_release(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n);
@@ -196,7 +221,8 @@ int kvbm_ping(struct kvbm *kvbm);
 int kvbm_info(struct kvbm *kvbm, const char *topic, const char *name, const void *key, uint32_t key_bytes, char **ret_json);
 
 /* Administration: @action "flush" (drop every block that is not in use), "drop" (these keys, or the whole namespace when
- * n is 0).  Returns the number of blocks dropped; *ret_kept (may be NULL) those in use.  Errors: PERM, NOENT. */
+ * n is 0).  Returns the number of blocks dropped; *ret_kept (may be NULL) those in use.  Millions of blocks take seconds, in which
+ * others are served; it ends unfinished with the session.  Errors: PERM, NOENT. */
 int kvbm_admin(struct kvbm *kvbm, const char *action, const char *name, const void *keys, uint32_t key_bytes,
                uint32_t n, uint32_t *ret_kept);
 

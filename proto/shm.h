@@ -1,4 +1,4 @@
-/* shm.h: layout of everything in shared memory, and the few functions that both ends use on it.
+/* shm.h: layout of what is in shared memory, and the few functions that both ends use on it.  The session page is in shm_pin.h.
  *
  * Every object has one writer.  The daemon writes the life page, the index and the slot records of a namespace; a client
  * writes the session page of its own session in that namespace (but for one word), and nothing else.  A client maps what it does not
@@ -7,7 +7,7 @@
  *   life page   one a daemon     boot id, and a robust futex that the kernel marks when the daemon dies
  *   index       one a namespace  struct shm_ns, region table, then lines of four entries {tag, generation, slot}
  *   records     one a namespace  struct shm_record, one a slot: enough to rebuild the index
- *   page        one a session and namespace   counters and one pin word a slot
+ *   page        one a session and namespace   counters and one pin word a slot (shm_pin.h)
  *
  * A slot is named by a number; slot >> region_shift is its region, the rest its place in the region.  Lanes of a region
  * lie one after the other: byte b of lane l of slot s is at  l * lane_area + place(s) * lane_stride + b.
@@ -24,7 +24,7 @@
 #endif
 
 #define SHM_MAGIC 0x314d5648u /* "HVM1" */
-#define SHM_VERSION 1u
+#define SHM_VERSION 2u
 #define SHM_NO_SLOT UINT32_MAX
 #define SHM_ALIGN 4096u /* where lines, records' and pins' arrays begin in their object */
 
@@ -155,6 +155,18 @@ static inline bool shm_entry_equal(struct shm_entry a, struct shm_entry b)
 	return a.tag == b.tag && a.generation == b.generation && a.slot == b.slot;
 }
 
+/* The second half of an entry, generation and slot, which no other block ever has.  It was stored in one piece with the first. */
+static inline uint64_t shm_entry_where(struct shm_entry e)
+{
+	return (uint64_t)e.slot << 32 | e.generation;
+}
+
+/* The second look of the hand-shake: does the entry still say that the block is there? */
+static inline __attribute__((always_inline)) bool shm_entry_is_still(const struct shm_entry *at, uint64_t where)
+{
+	return __atomic_load_n((const shm_half *)at + 1, __ATOMIC_ACQUIRE) == where;
+}
+
 /* Where a key lives: home line and tag.  Two folded 64x64 multiplications (wyhash's mum) over the first 16 bytes of the key,
  * zero-extended; the rest of the key, when there is one, is mixed in first so that keys that differ only there differ. */
 struct shm_hash {
@@ -215,86 +227,12 @@ struct shm_record {
 };
 _Static_assert(sizeof(struct shm_record) == 64, "shm_record");
 
-/* ---- session page ---- */
-
-/* pins[slot]: low 12 bits how often the client holds the slot, high 20 bits the namespace clock when it last pinned it. */
-#define SHM_PIN_COUNT_BITS 12u
-#define SHM_PIN_COUNT_MASK ((1u << SHM_PIN_COUNT_BITS) - 1u)
-#define SHM_STAMP_MASK 0xfffffu
-
-struct shm_page {
-	uint32_t magic, version;
-	_Atomic uint64_t looked_up, hits, misses; /* blocks, by the client through shared memory */
-	_Atomic uint64_t pinned;                  /* sum of the counts below, for the limit on pins */
-	_Atomic uint32_t live;                    /* the daemon's word: see shm_page_is_live() */
-	uint8_t spare[SHM_ALIGN - 44];
-	_Atomic uint32_t pins[];
-};
-_Static_assert(sizeof(struct shm_page) == SHM_ALIGN, "shm_page");
-
-/* Does the daemon still read the pins?  It clears this word, fences, and only then forgets the session, whoever ended it and whether or
- * not the client knows.  So a client asks after its fence, together with the second look at the entry; and who has copied bytes out of a
- * held block knows, if this is true afterwards, that they were the block's. */
-static inline bool shm_page_is_live(const struct shm_page *page)
-{
-	return atomic_load_explicit(&((struct shm_page *)page)->live, memory_order_acquire) != 0;
-}
-
-static inline uint32_t shm_pin_count(uint32_t word)
-{
-	return word & SHM_PIN_COUNT_MASK;
-}
-
-static inline uint32_t shm_pin_stamp(uint32_t word)
-{
-	return word >> SHM_PIN_COUNT_BITS;
-}
-
-/* The hand-shake: store, shm_fence(), load on both sides, so that whoever is second sees the other's store.
- *   client  shm_pin_raise() of each slot found     shm_fence()   the entries again: as they were, or the pin is lowered
- *   daemon  SHM_TOMBSTONE in each victim's entry   shm_fence()   shm_pin_load() of every session: 0, or the entry comes back
- * A full fence, not an exchange: one serves a whole batch. */
-static inline __attribute__((always_inline)) void shm_fence(void)
-{
-	atomic_thread_fence(memory_order_seq_cst);
-}
-
-/* One thread writes a page at a time.  False: the count is at @max. */
-static inline __attribute__((always_inline)) bool shm_pin_raise(_Atomic uint32_t *pin, uint32_t stamp, uint32_t max)
-{
-	uint32_t word = atomic_load_explicit(pin, memory_order_relaxed);
-
-	if (shm_pin_count(word) == max)
-		return false;
-	atomic_store_explicit(pin, stamp << SHM_PIN_COUNT_BITS | (shm_pin_count(word) + 1), memory_order_relaxed);
-	return true;
-}
-
-static inline __attribute__((always_inline)) void shm_pin_lower(_Atomic uint32_t *pin)
-{
-	uint32_t word = atomic_load_explicit(pin, memory_order_relaxed);
-
-	/* Release: what was read under the pin was read before. */
-	atomic_store_explicit(pin, word - 1, memory_order_release);
-}
-
-/* Acquire, against that release: the slot's next bytes are written after they were read. */
-static inline __attribute__((always_inline)) uint32_t shm_pin_load(const _Atomic uint32_t *pin)
-{
-	return atomic_load_explicit((_Atomic uint32_t *)pin, memory_order_acquire);
-}
-
 static inline size_t shm_ns_bytes(uint32_t n_regions, uint64_t n_lines, uint64_t *ret_lines_offset)
 {
 	uint64_t head = sizeof(struct shm_ns) + (uint64_t)n_regions * sizeof(struct shm_region);
 
 	*ret_lines_offset = (head + SHM_ALIGN - 1) / SHM_ALIGN * SHM_ALIGN;
 	return *ret_lines_offset + n_lines * sizeof(struct shm_line);
-}
-
-static inline size_t shm_page_bytes(uint32_t n_slots)
-{
-	return sizeof(struct shm_page) + (size_t)n_slots * sizeof(uint32_t);
 }
 
 #endif

@@ -189,6 +189,23 @@ static void replay_hang_up(struct ctl *ctl)
 	ctl->kvbm = NULL;
 }
 
+/* How many slots the namespace may have in each tier. */
+static void replay_slots(struct replay_run *run)
+{
+	json_t *list, *one;
+	size_t i;
+
+	if (ctl_info_try(run->ctl->kvbm, "namespaces", run->replay.ns_name, NULL, 0, &list) != 0)
+		return;
+	json_array_foreach(list, i, one)
+	{
+		run->outcome.g2_slots = (uint64_t)json_integer_value(json_object_get(one, "max_slots"));
+		run->outcome.g3_slots = (uint64_t)json_integer_value(json_object_get(one, "g3_max_slots"));
+	}
+	json_decref(list);
+	run->replay.shared->has_g3 = run->outcome.g3_slots > 0;
+}
+
 /* Is it there, and does it take the namespace?  0, or the exit code after saying why not. */
 static int replay_look(struct replay_run *run)
 {
@@ -204,28 +221,11 @@ static int replay_look(struct replay_run *run)
 		fprintf(stderr,
 		        "Blocks of another size or shape are in that namespace: choose another one with --namespace, or kvbmctl drop -n %s\n",
 		        run->replay.ns_name);
+	if (r >= 0)
+		replay_slots(run);
 	r = r < 0 ? ctl_failed(run->ctl, run->replay.ns_name, r) : 0;
 	replay_hang_up(run->ctl);
 	return r;
-}
-
-/* How many slots the namespace may have; zero if there is nobody to ask. */
-static void replay_slots(struct replay_run *run)
-{
-	struct kvbm_options options = { .socket = run->ctl->socket, .name = "kvbmctl" };
-	json_t *list, *one;
-	size_t i;
-
-	if (kvbm_open(&options, &run->ctl->kvbm) < 0) {
-		run->ctl->kvbm = NULL;
-		return;
-	}
-	if (ctl_info_try(run->ctl->kvbm, "namespaces", run->replay.ns_name, NULL, 0, &list) == 0) {
-		json_array_foreach(list, i, one)
-			run->outcome.g2_slots = (uint64_t)json_integer_value(json_object_get(one, "max_slots"));
-		json_decref(list);
-	}
-	replay_hang_up(run->ctl);
 }
 
 /* ---- the whole ---- */
@@ -273,7 +273,6 @@ static int replay_run(struct replay_run *run)
 	replay_close(&run->go_end);
 	replay_wait(run);
 	run->outcome.seconds = (double)(clock_now_ns() - start_ns) / 1e9;
-	replay_slots(run);
 	return replay_result(run);
 }
 

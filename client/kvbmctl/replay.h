@@ -31,7 +31,9 @@ enum replay_count {
 	REPLAY_VERIFIED,     /* hits of which every byte was compared */
 	REPLAY_WRONG_BLOCKS,
 	REPLAY_WRONG_BYTES,
-	REPLAY_REFUSED, /* answers NOSPACE, LIMIT or BUSY */
+	REPLAY_REFUSED,        /* answers NOSPACE, LIMIT or BUSY */
+	REPLAY_ONBOARD_BUSY,   /* answers that there is no room for the moment */
+	REPLAY_ONBOARD_FAILED, /* blocks that were on the node and could not be read */
 	REPLAY_ERRORS,
 	REPLAY_RECONNECTS,
 	REPLAY_GAVE_UP, /* 1: the daemon stayed away */
@@ -41,13 +43,14 @@ enum replay_count {
 /* Written by one client; the parent reads it at any time. */
 struct replay_page {
 	_Atomic uint64_t counts[REPLAY_N];
-	struct histogram match_ns, reserve_ns, commit_ns;
+	struct histogram match_ns, onboard_ns, reserve_ns, commit_ns;
 	char wrong[REPLAY_TEXT], error[REPLAY_TEXT]; /* the first of each; read once the client has ended */
 };
 
 struct replay_shared {
 	_Atomic uint64_t next; /* number of the next request, over all passes */
-	uint64_t start_ns;     /* set before the clients may begin */
+	uint64_t start_ns;     /* set before the clients may begin, as has_g3 */
+	bool has_g3;           /* there is a tier below host memory */
 	struct replay_page clients[];
 };
 

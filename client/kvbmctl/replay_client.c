@@ -1,7 +1,8 @@
 /* One client process of a replay.  Owns its session and the scratch memory for one request; writes nothing but its page of results and
  * the blocks it stores.
  *
- * A request is done as an engine does it: match and hold the prefix, read every byte of it, reserve what is missing, write it, publish it,
+ * A request is done as an engine does it: match and hold the prefix, bring up what of the rest is
+ * below host memory, read every byte of it, reserve what is missing, write it, publish it,
  * let go tail first.  The daemon may say no (no room, a limit): then fewer blocks are stored.  It may go away: then the rest of the request is
  * left undone, and the next one begins when it is back.  Neither is an error.
  */
@@ -21,7 +22,9 @@
 #include "replay.h"
 
 #define CLIENT_PATIENCE_MS 30000 /* how long the daemon may be away */
-#define CLIENT_BACKOFF_MS 500    /* longest pause between two tries */
+#define CLIENT_ONBOARD_MS 10000
+#define CLIENT_ONBOARD_TRIES 8 /* as long as there is no room for the moment */
+#define CLIENT_BACKOFF_MS 500  /* longest pause between two tries */
 
 struct replay_client {
 	const struct replay *replay;
@@ -31,6 +34,7 @@ struct replay_client {
 	uint32_t which;
 	uint8_t *keys, *fresh_keys, *parents; /* own; of the longest request */
 	struct kvbm_span *held, *slots;       /* own */
+	uint8_t *status;                      /* owns */
 	uint32_t n, n_fresh;                  /* keys of the request in hand; of them in fresh_keys */
 	uint64_t request, reconnects;         /* number of the request in hand; the library's count when it began */
 	bool away;                            /* the daemon went away during this request */
@@ -188,6 +192,36 @@ static uint32_t client_match(struct replay_client *c)
 		asked /= 2;
 	}
 	return 0;
+}
+
+/* Brings up what is below host memory of the rest; asks again, a few times, while there is no room for it.  Returns all hits, which are held. */
+static uint32_t client_onboard(struct replay_client *c, uint32_t hits)
+{
+	struct kvbm_onboard_options options = { .flags = KVBM_HOLD, .timeout_ms = CLIENT_ONBOARD_MS };
+
+	for (unsigned tries = 0; hits < c->n && tries < CLIENT_ONBOARD_TRIES && !c->away; tries++) {
+		uint32_t asked = c->n - hits;
+		uint64_t start_ns = clock_now_ns();
+		int r = kvbm_onboard(c->ns, c->keys + (size_t)hits * ORACLE_KEY_BYTES, asked, &options, c->status,
+		                     c->held + hits);
+
+		if (r < 0) {
+			client_failed(c, "onboard", r);
+			break;
+		}
+		assert((uint32_t)r <= asked);
+		if (r > 0)
+			histogram_add(&c->page->onboard_ns, clock_now_ns() - start_ns);
+		client_count(c, REPLAY_HITS_G3, (uint64_t)r);
+		hits += (uint32_t)r;
+		if (hits == c->n)
+			break;
+		client_count(c, REPLAY_ONBOARD_FAILED, c->status[r] == KVBM_FAILED);
+		if (c->status[r] != KVBM_BUSY)
+			break;
+		client_count(c, REPLAY_ONBOARD_BUSY, 1);
+	}
+	return hits;
 }
 
 static void client_count_hits(struct replay_client *c, uint32_t hits)
@@ -381,6 +415,8 @@ static void client_request(struct replay_client *c, uint64_t number)
 		oracle_key(ids[k] ^ salt, c->keys + (size_t)k * ORACLE_KEY_BYTES);
 	hits = client_match(c);
 	client_count_hits(c, hits);
+	if (c->replay->shared->has_g3 && !c->away)
+		hits = client_onboard(c, hits);
 	for (uint32_t k = 0; k < hits && client_check_block(c, k); k++)
 		;
 	if (hits < c->n && !c->away)
@@ -405,7 +441,8 @@ static bool client_memory(struct replay_client *c)
 	c->parents = malloc(n * ORACLE_KEY_BYTES);
 	c->held = malloc(n * sizeof(*c->held));
 	c->slots = malloc(n * sizeof(*c->slots));
-	return c->keys && c->fresh_keys && c->parents && c->held && c->slots;
+	c->status = malloc(n);
+	return c->keys && c->fresh_keys && c->parents && c->held && c->slots && c->status;
 }
 
 static void client_deinit(struct replay_client *c)
@@ -416,6 +453,7 @@ static void client_deinit(struct replay_client *c)
 	free(c->parents);
 	free(c->held);
 	free(c->slots);
+	free(c->status);
 }
 
 /* Waits until it may begin.  False: the replay was called off. */

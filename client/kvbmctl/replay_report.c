@@ -33,14 +33,15 @@ static double report_hit_rate(const struct replay *replay)
 
 /* ---- times ---- */
 
-enum { TIME_MATCH, TIME_RESERVE, TIME_COMMIT, TIME_N };
+enum { TIME_MATCH, TIME_ONBOARD, TIME_RESERVE, TIME_COMMIT, TIME_N };
 
 static void report_times(const struct replay *replay, int which, struct histogram *ret_histogram)
 {
 	memset(ret_histogram, 0, sizeof(*ret_histogram));
 	for (uint32_t i = 0; i < replay->n_clients; i++) {
 		const struct replay_page *page = &replay->shared->clients[i];
-		const struct histogram *of[TIME_N] = { &page->match_ns, &page->reserve_ns, &page->commit_ns };
+		const struct histogram *of[TIME_N] = { &page->match_ns, &page->onboard_ns, &page->reserve_ns,
+			                               &page->commit_ns };
 
 		histogram_merge(ret_histogram, of[which]);
 	}
@@ -89,11 +90,12 @@ json_t *replay_report(const struct replay *replay, const struct replay_outcome *
 		const char *name;
 		enum replay_count what;
 	} counts[] = {
-		{ "blocks_stored", REPLAY_STORED },     { "blocks_deduplicated", REPLAY_DEDUPLICATED },
-		{ "not_stored", REPLAY_NOT_STORED },    { "refused", REPLAY_REFUSED },
-		{ "blocks_verified", REPLAY_VERIFIED }, { "wrong_blocks", REPLAY_WRONG_BLOCKS },
-		{ "wrong_bytes", REPLAY_WRONG_BYTES },  { "errors", REPLAY_ERRORS },
-		{ "reconnects", REPLAY_RECONNECTS },
+		{ "blocks_stored", REPLAY_STORED },          { "blocks_deduplicated", REPLAY_DEDUPLICATED },
+		{ "not_stored", REPLAY_NOT_STORED },         { "refused", REPLAY_REFUSED },
+		{ "blocks_verified", REPLAY_VERIFIED },      { "wrong_blocks", REPLAY_WRONG_BLOCKS },
+		{ "wrong_bytes", REPLAY_WRONG_BYTES },       { "errors", REPLAY_ERRORS },
+		{ "reconnects", REPLAY_RECONNECTS },         { "onboard_busy", REPLAY_ONBOARD_BUSY },
+		{ "onboard_failed", REPLAY_ONBOARD_FAILED },
 	};
 	static const char *const tiers[] = { "g1", "g2", "g3", "g4" };
 	json_t *report = json_object(), *by_tier = json_object();
@@ -119,7 +121,7 @@ json_t *replay_report(const struct replay *replay, const struct replay_outcome *
 	json_object_set_new(report, "match_ns", report_quantiles(replay, TIME_MATCH, 1));
 	json_object_set_new(report, "reserve_us", report_quantiles(replay, TIME_RESERVE, 1e3));
 	json_object_set_new(report, "commit_us", report_quantiles(replay, TIME_COMMIT, 1e3));
-	json_object_set_new(report, "onboard_us", json_pack("{s:f, s:f}", "p50", 0.0, "p99", 0.0)); /* nothing is below G2 */
+	json_object_set_new(report, "onboard_us", report_quantiles(replay, TIME_ONBOARD, 1e3));
 	json_object_set_new(report, "messages", report_messages(replay));
 	return report;
 }
@@ -133,13 +135,15 @@ static const char *report_count(const struct replay *replay, enum replay_count w
 
 static void report_print_times(const struct replay *replay)
 {
-	static const char *const names[TIME_N] = { "match", "reserve", "commit" };
+	static const char *const names[TIME_N] = { "match", "onboard", "reserve", "commit" };
 	struct histogram h;
 	char p50[OUTPUT_TEXT], p99[OUTPUT_TEXT], n[OUTPUT_TEXT];
 
 	printf("\n  %-10s %10s %10s %10s\n", "time of a", "half below", "99 % below", "calls");
 	for (int i = 0; i < TIME_N; i++) {
 		report_times(replay, i, &h);
+		if (i == TIME_ONBOARD && histogram_total(&h) == 0)
+			continue;
 		printf("  %-10s %10s %10s %10s\n", names[i],
 		       output_duration(histogram_quantile(&h, 0.5), p50, sizeof(p50)),
 		       output_duration(histogram_quantile(&h, 0.99), p99, sizeof(p99)),
@@ -186,6 +190,8 @@ void replay_print(const struct replay *replay, const struct replay_outcome *outc
 	printf("  looked up   %s blocks\n", report_count(replay, REPLAY_LOOKED_UP, a));
 	printf("  found       %s of them: hit rate %.2f %%\n", output_count((double)report_hits(replay), a, sizeof(a)),
 	       report_hit_rate(replay) * 100);
+	if (replay->shared->has_g3)
+		printf("  from disk   %s of these\n", report_count(replay, REPLAY_HITS_G3, a));
 	printf("  stored      %s new ones", report_count(replay, REPLAY_STORED, a));
 	if (replay_sum(replay, REPLAY_DEDUPLICATED))
 		printf("; %s more that another client had stored first", report_count(replay, REPLAY_DEDUPLICATED, a));

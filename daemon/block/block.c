@@ -8,7 +8,7 @@
  * Kinship: a child knows the slot and generation of its parent if that was here when the child came; otherwise, and when the parent is
  * forgotten before its children (a region taken back, an explicit drop), the orphan table counts, by the tag of the parent's key, the
  * children that cannot name its slot.  A parent that comes (back) takes them on.  Invariant: block.children is the number of
- * registered blocks that name it, by slot and generation or through the table.  Of two blocks with one tag (keys of more than 16 bytes can be
+ * registered blocks that name it, by slot and generation or through the table, and block.leaving that of those marked HEAT_F_COUNTED.  Of two blocks with one tag (keys of more than 16 bytes can be
  * made so) the table knows the first.
  */
 #include "block/block.h"
@@ -67,7 +67,8 @@ static void block_child_gone(struct ns *ns, uint32_t parent)
 	struct block *p = &ns->blocks[parent];
 
 	assert(p->children > 0);
-	if (--p->children == 0)
+	/* Those left are on their way out before it: it may at least be written down. */
+	if (--p->children <= p->leaving)
 		heat_unpark(&ns->heat, parent);
 }
 
@@ -92,6 +93,22 @@ static uint32_t block_named_parent(const struct ns *ns, uint32_t slot)
 	    ns_slot_state(ns, b->parent) != SHM_REGISTERED)
 		return NS_NONE;
 	return b->parent;
+}
+
+void block_leaving(struct ns *ns, uint32_t slot, bool on)
+{
+	struct heat_mark *m = &ns->blocks[slot].heat;
+	uint32_t parent = block_named_parent(ns, slot);
+	struct block *p = &ns->blocks[parent == NS_NONE ? slot : parent];
+
+	if (on && parent != NS_NONE) {
+		m->flags |= HEAT_F_COUNTED;
+		if (p->children <= ++p->leaving)
+			heat_unpark(&ns->heat, parent);
+	} else if (!on && (m->flags & HEAT_F_COUNTED)) {
+		m->flags &= (uint16_t)~HEAT_F_COUNTED;
+		p->leaving -= parent != NS_NONE; /* NONE: it was forgotten first */
+	}
 }
 
 uint64_t block_tag(const struct ns *ns, uint32_t slot)
@@ -157,28 +174,12 @@ static uint32_t block_record_check(const struct shm_record *rec)
 	return (uint32_t)XXH3_64bits_withSeed(rec, offsetof(struct shm_record, check), XXH3_64bits(tail, sizeof(tail)));
 }
 
-int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot)
+/* The record is complete but for check and state.  Outcome: BLOCK_E_FULL. */
+static int block_enter(struct ns *ns, uint32_t slot, struct shm_hash h)
 {
-	struct shm_hash h = index_hash(&ns->index, key);
-	struct shm_entry *e = index_find(&ns->index, key, h);
 	struct shm_record *rec = &ns->records[slot];
-	uint32_t kb = ns->desc->key_bytes;
-	struct orphan *o;
 
-	assert(ns_slot_state(ns, slot) == SHM_PARTIAL);
-	if (e) {
-		*ret_slot = e->slot;
-		return BLOCK_E_EXISTS;
-	}
-	memset(rec->key, 0, sizeof(rec->key));
-	memcpy(rec->key, key, kb);
-	o = block_orphan_find(ns, h.tag); /* only with children that came before it can there be a circle */
-	if (parent_key && (memcmp(parent_key, key, kb) == 0 ||
-	                   (o && o->count && block_is_ancestor(ns, h.tag, block_find(ns, parent_key)))))
-		parent_key = NULL;
-	rec->parent = parent_key ? index_hash(&ns->index, parent_key).tag : 0;
-	rec->sum = 0;
-	rec->key_bytes = (uint8_t)kb;
+	rec->key_bytes = (uint8_t)ns->desc->key_bytes;
 	rec->check = block_record_check(rec);
 	atomic_store_explicit(&rec->state, SHM_REGISTERED, memory_order_release);
 	if (index_insert(&ns->index, h, ns_slot_generation(ns, slot), slot) != 0) {
@@ -187,17 +188,113 @@ int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8
 	}
 	ns->n_partial--;
 	ns->n_used++;
-	ns->counts.stored++;
-	metrics_add(METRIC_blocks_stored, 1);
-	ns->blocks[slot] = (struct block){ .heat = { .touch = ns->heat.clock } };
-	block_link_parent(ns, slot, parent_key);
-	o = block_orphan_find(ns, h.tag);
+	ns->blocks[slot] = (struct block){ .heat = { .touch = ns->heat.clock }, .parent = NS_NONE };
+	return 0;
+}
+
+/* Would the block of @tag, which is just coming, be its own ancestor?  Only with children that came before it can there be a circle. */
+static bool block_makes_circle(const struct ns *ns, uint64_t tag, const uint8_t *parent_key)
+{
+	const struct orphan *o = block_orphan_find(ns, tag);
+
+	return o && o->count && block_is_ancestor(ns, tag, block_find(ns, parent_key));
+}
+
+/* Those that named it as parent while it was away. */
+static void block_take_on(struct ns *ns, uint32_t slot, uint64_t tag)
+{
+	struct orphan *o = block_orphan_find(ns, tag);
+
 	if (o && o->slot == NS_NONE) {
 		o->slot = slot;
 		ns->blocks[slot].children = o->count;
 	}
+}
+
+static bool block_is_below(const struct ns *ns, const uint8_t *key)
+{
+	return ns->lower && lower_find(ns->lower, key) != LOWER_NONE;
+}
+
+int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot)
+{
+	struct shm_hash h = index_hash(&ns->index, key);
+	struct shm_entry *e = index_find(&ns->index, key, h);
+	struct shm_record *rec = &ns->records[slot];
+	uint32_t kb = ns->desc->key_bytes;
+
+	assert(ns_slot_state(ns, slot) == SHM_PARTIAL);
+	if (e) {
+		*ret_slot = e->slot;
+		return BLOCK_E_EXISTS;
+	}
+	memset(rec->key, 0, sizeof(rec->key));
+	memcpy(rec->key, key, kb);
+	if (parent_key && (memcmp(parent_key, key, kb) == 0 || block_makes_circle(ns, h.tag, parent_key)))
+		parent_key = NULL;
+	rec->parent = parent_key ? index_hash(&ns->index, parent_key).tag : 0;
+	rec->sum = 0;
+	if (block_enter(ns, slot, h) != 0)
+		return BLOCK_E_FULL;
+	ns->counts.stored++;
+	metrics_add(METRIC_blocks_stored, 1);
+	if (block_is_below(ns, key)) { /* the node had it: one block, two copies */
+		ns->twins++;
+		ns->counts.deduplicated++;
+		metrics_add(METRIC_blocks_deduplicated, 1);
+	}
+	block_link_parent(ns, slot, parent_key);
+	block_take_on(ns, slot, h.tag);
 	*ret_slot = slot;
 	return 0;
+}
+
+int block_restore(struct ns *ns, uint32_t slot, const struct block_back *back, uint32_t *ret_slot)
+{
+	struct shm_hash h = index_hash(&ns->index, back->key);
+	struct shm_entry *e = index_find(&ns->index, back->key, h);
+	struct shm_record *rec = &ns->records[slot];
+	const uint8_t *parent_key = back->parent_key;
+	uint32_t kb = ns->desc->key_bytes;
+	const struct orphan *o;
+
+	assert(ns_slot_state(ns, slot) == SHM_PARTIAL && ns->blocks[slot].parent == NS_NONE);
+	if (e) {
+		*ret_slot = e->slot;
+		return BLOCK_E_EXISTS;
+	}
+	memset(rec->key, 0, sizeof(rec->key));
+	memcpy(rec->key, back->key, kb);
+	if (parent_key &&
+	    (index_hash(&ns->index, parent_key).tag != back->parent || memcmp(parent_key, back->key, kb) == 0))
+		parent_key = NULL;
+	/* A parent that is not known by its key is counted by its tag, unless the block may be its ancestor. */
+	o = block_orphan_find(ns, h.tag);
+	if (parent_key ? block_makes_circle(ns, h.tag, parent_key) : o && o->count)
+		rec->parent = 0;
+	else
+		rec->parent = back->parent;
+	rec->sum = back->sum;
+	if (block_enter(ns, slot, h) != 0)
+		return BLOCK_E_FULL;
+	if (block_is_below(ns, back->key))
+		ns->twins++;
+	if (rec->parent && parent_key)
+		block_link_parent(ns, slot, parent_key);
+	else if (rec->parent)
+		block_orphan_add(ns, rec->parent, 1);
+	block_take_on(ns, slot, h.tag);
+	*ret_slot = slot;
+	return 0;
+}
+
+void block_set_sum(struct ns *ns, uint32_t slot, uint64_t sum)
+{
+	struct shm_record *rec = &ns->records[slot];
+
+	assert(ns_slot_state(ns, slot) == SHM_REGISTERED && sum != 0);
+	rec->sum = sum;
+	rec->check = block_record_check(rec);
 }
 
 void block_condemn(struct ns *ns, uint32_t slot)
@@ -240,7 +337,7 @@ void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
 	struct block *b = &ns->blocks[slot];
 	uint64_t tag = block_tag(ns, slot);
 	struct orphan *o = block_orphan_find(ns, tag);
-	uint32_t counted = 0;
+	uint32_t counted = 0, below;
 
 	index_remove(&ns->index, block_tombstone(ns, slot));
 	if (o && o->slot == slot) {
@@ -252,25 +349,34 @@ void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
 		block_orphan_add(ns, tag, b->children - counted);
 	else if (o)
 		block_orphan_tidy(ns, o);
-	why_note(ns->why, tag, reason, ns->now_ns);
+	below = ns->lower ? lower_find(ns->lower, ns->records[slot].key) : LOWER_NONE;
+	if (below != LOWER_NONE) {
+		/* The block lives on below, and is as warm there as it was here: or a parent would be colder than its children. */
+		lower_touch(ns->lower, below, b->heat.touch);
+		ns->twins--;
+	} else {
+		why_note(ns->why, tag, reason, ns->now_ns);
+		ns->counts.dropped++;
+		metrics_add(METRIC_blocks_dropped, 1);
+	}
 	heat_forget(&ns->heat, slot);
-	ns->counts.dropped++;
-	metrics_add(METRIC_blocks_dropped, 1);
 	ns_slot_free(ns, slot, SHM_REGISTERED);
 }
 
+#define BLOCK_MAX_LOOK 65536u
+
 uint32_t block_children(const struct ns *ns, uint32_t slot, uint32_t *ret_slots, uint32_t max)
 {
+	uint32_t all = ns->geo.n_regions << ns->geo.shift, n = 0, s = slot;
 	uint64_t tag = block_tag(ns, slot);
-	uint32_t n = 0;
 
-	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
-		for (uint32_t i = 0; i < ns->regions[r].n_slots && n < max; i++) {
-			uint32_t s = (r << ns->geo.shift) + i;
-
-			if (ns_slot_state(ns, s) == SHM_REGISTERED && ns->records[s].parent == tag)
-				ret_slots[n++] = s;
-		}
+	if (max > ns->blocks[slot].children)
+		max = ns->blocks[slot].children;
+	/* Mostly they came after it and lie near. */
+	for (uint32_t looks = 0; n < max && looks < all && looks < BLOCK_MAX_LOOK; looks++) {
+		s = s + 1 < all ? s + 1 : 0;
+		if (ns_slot_valid(ns, s) && ns_slot_state(ns, s) == SHM_REGISTERED && ns->records[s].parent == tag)
+			ret_slots[n++] = s;
 	}
 	return n;
 }

@@ -12,6 +12,17 @@ uint32_t block_find(const struct ns *ns, const uint8_t *key);
 enum { BLOCK_E_EXISTS = 1, BLOCK_E_FULL };
 int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot);
 
+/* A slot that a copy from below was read into (PARTIAL) becomes the block again.  @parent_key: its parent's key if the caller knows it, else NULL. Counts as
+ * nothing stored.  Outcomes as above. */
+struct block_back {
+	const uint8_t *key, *parent_key;
+	uint64_t parent, sum; /* as its record said */
+};
+int block_restore(struct ns *ns, uint32_t slot, const struct block_back *back, uint32_t *ret_slot);
+
+/* Keeps the checksum of its payload, which is not 0, in its record. */
+void block_set_sum(struct ns *ns, uint32_t slot, uint64_t sum);
+
 /* Two steps of dropping.  After block_condemn() nobody finds it, and its parent has a child less; the caller then fences, asks
  * whether anybody holds it, and goes on with one of the others.  No registration may come in between. */
 void block_condemn(struct ns *ns, uint32_t slot);
@@ -19,12 +30,15 @@ void block_pardon(struct ns *ns, uint32_t slot);
 /* @reason: for why.  Its slot is free afterwards. */
 void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason);
 
-/* Resident children of a block, the first @max of them by slot number: reads every record; for reports. */
+/* Resident children of a block, up to @max of them, for reports: those found by looking at some ten thousand slots. */
 uint32_t block_children(const struct ns *ns, uint32_t slot, uint32_t *ret_slots, uint32_t max);
 /* Tag that children of @slot name. */
 uint64_t block_tag(const struct ns *ns, uint32_t slot);
 /* Slot of the parent of @slot, or NS_NONE. */
 uint32_t block_parent(const struct ns *ns, uint32_t slot);
+
+/* What heat tells: @slot is clean or copying, or is no more; its parent counts such children. */
+void block_leaving(struct ns *ns, uint32_t slot, bool on);
 
 /* Parents that are not here although children are, or that came back after them: for deinit and reports. */
 void block_orphans_free(struct ns *ns);

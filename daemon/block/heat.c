@@ -163,28 +163,63 @@ void heat_deinit(struct heat *h)
 	memset(h, 0, sizeof(*h));
 }
 
-uint32_t heat_tick(struct heat *h)
+static void heat_advance(struct heat *h)
 {
-	if (h->placed < h->per_tick)
-		return h->clock;
-	h->placed = 0;
 	h->clock++;
 	if (h->clock - h->oldest >= HEAT_BUCKETS) {
 		heat_queue_join(h, heat_bucket(h, h->oldest), heat_bucket(h, h->oldest + 1));
 		h->oldest++;
 	}
+}
+
+uint32_t heat_tick(struct heat *h)
+{
+	if (h->placed < h->per_tick)
+		return h->clock;
+	h->placed = 0;
+	heat_advance(h);
 	return h->clock;
 }
 
-static void heat_leave(struct heat *h, struct heat_mark *m)
+void heat_follow(struct heat *h, uint32_t clock)
 {
+	uint32_t ahead = clock - h->clock;
+
+	if ((int32_t)ahead <= 0)
+		return;
+	/* So far that nothing keeps its own bucket: skip the ticks at which nothing would happen. */
+	if (ahead > 2 * HEAT_BUCKETS && h->entries == 0)
+		h->clock = h->oldest = clock - HEAT_BUCKETS;
+	while (h->clock != clock)
+		heat_advance(h);
+}
+
+static bool heat_is_leaving(const struct heat_mark *m)
+{
+	return m->where == HEAT_CLEAN || m->where == HEAT_COPYING;
+}
+
+static void heat_tell_leaving(struct heat *h, uint32_t slot, bool on)
+{
+	if (h->ops->leaving)
+		h->ops->leaving(h->ctx, slot, on);
+}
+
+static void heat_leave(struct heat *h, struct heat_mark *m, uint32_t slot)
+{
+	bool leaving = heat_is_leaving(m);
+
 	if (m->where == HEAT_ORDER)
 		h->in_order--;
 	else if (m->where == HEAT_PARKED)
 		h->parked--;
 	else if (m->where == HEAT_GRACE)
 		h->grace_live--;
+	else if (m->where == HEAT_CLEAN)
+		h->clean_live--;
 	m->where = HEAT_NOWHERE;
+	if (leaving)
+		heat_tell_leaving(h, slot, false);
 }
 
 static void heat_park(struct heat *h, struct heat_mark *m)
@@ -209,26 +244,31 @@ static void heat_put(struct heat *h, struct heat_mark *m, uint32_t slot, uint32_
 	h->in_order++;
 }
 
+/* Keeps the live entries of @q: those @where, in the order not placed later than @tick. */
+static void heat_compact_queue(struct heat *h, struct heat_queue *q, enum heat_where where, uint32_t tick)
+{
+	struct heat_queue kept = { 0 };
+	uint32_t slot;
+
+	while (heat_queue_pop(h, q, &slot)) {
+		struct heat_mark *m = h->ops->mark(h->ctx, slot);
+		bool live = m->where == where && (where != HEAT_ORDER || (int32_t)(m->place - tick) <= 0);
+
+		if (live && !heat_queue_push(h, &kept, slot)) {
+			heat_leave(h, m, slot);
+			heat_park(h, m);
+		}
+	}
+	*q = kept;
+}
+
 /* Drops stale entries from every queue, in order. */
 static void heat_compact(struct heat *h)
 {
-	for (uint32_t i = 0; i <= HEAT_BUCKETS; i++) {
-		struct heat_queue *q = i < HEAT_BUCKETS ? heat_bucket(h, h->oldest + i) : &h->grace;
-		struct heat_queue kept = { 0 };
-		uint32_t slot;
-
-		while (heat_queue_pop(h, q, &slot)) {
-			struct heat_mark *m = h->ops->mark(h->ctx, slot);
-			bool live = i < HEAT_BUCKETS ? m->where == HEAT_ORDER && (int32_t)(m->place - (h->oldest + i)) <= 0
-			                             : m->where == HEAT_GRACE;
-
-			if (live && !heat_queue_push(h, &kept, slot)) {
-				heat_leave(h, m);
-				heat_park(h, m);
-			}
-		}
-		*q = kept;
-	}
+	for (uint32_t i = 0; i < HEAT_BUCKETS; i++)
+		heat_compact_queue(h, heat_bucket(h, h->oldest + i), HEAT_ORDER, h->oldest + i);
+	heat_compact_queue(h, &h->grace, HEAT_GRACE, 0);
+	heat_compact_queue(h, &h->clean, HEAT_CLEAN, 0);
 }
 
 static void heat_bound(struct heat *h)
@@ -242,6 +282,8 @@ void heat_place(struct heat *h, uint32_t slot)
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
 
 	heat_bound(h);
+	if (m->where == HEAT_COPYING)
+		heat_leave(h, m, slot);
 	heat_put(h, m, slot, m->touch);
 	h->placed++;
 }
@@ -263,7 +305,7 @@ void heat_unpark(struct heat *h, uint32_t slot)
 
 	if (m->where != HEAT_PARKED)
 		return;
-	heat_leave(h, m);
+	heat_leave(h, m, slot);
 	if (m->flags & HEAT_F_RELEASED)
 		heat_to_grace(h, m, slot);
 	else
@@ -275,7 +317,7 @@ void heat_release(struct heat *h, uint32_t slot)
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
 	uint32_t touch = m->touch, victim;
 
-	if (m->where != HEAT_ORDER && m->where != HEAT_PARKED)
+	if (m->where != HEAT_ORDER && m->where != HEAT_PARKED && m->where != HEAT_CLEAN)
 		return;
 	heat_bound(h); /* each hint may leave a stale entry */
 	h->ops->held(h->ctx, slot, &touch);
@@ -283,14 +325,14 @@ void heat_release(struct heat *h, uint32_t slot)
 	m->flags |= HEAT_F_RELEASED;
 	if (m->where == HEAT_PARKED && h->ops->has_children(h->ctx, slot))
 		return;
-	heat_leave(h, m);
+	heat_leave(h, m, slot);
 	heat_to_grace(h, m, slot);
 	while (h->grace_live > h->grace_limit && heat_queue_pop(h, &h->grace, &victim)) {
 		struct heat_mark *vm = h->ops->mark(h->ctx, victim);
 
 		if (vm->where != HEAT_GRACE)
 			continue;
-		heat_leave(h, vm);
+		heat_leave(h, vm, victim);
 		heat_put(h, vm, victim, h->oldest);
 	}
 }
@@ -300,19 +342,57 @@ void heat_touch(struct heat *h, uint32_t slot)
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
 
 	m->touch = h->clock;
-	m->flags &= (uint16_t)~HEAT_F_RELEASED;
+	m->flags = (uint16_t)((m->flags & ~HEAT_F_RELEASED) | HEAT_F_HIT);
+}
+
+void heat_clean(struct heat *h, uint32_t slot)
+{
+	struct heat_mark *m = h->ops->mark(h->ctx, slot);
+
+	bool copying = m->where == HEAT_COPYING;
+
+	assert(m->where == HEAT_NOWHERE || copying);
+	heat_bound(h);
+	if (!heat_queue_push(h, &h->clean, slot)) {
+		heat_leave(h, m, slot);
+		heat_put(h, m, slot, m->touch);
+		return;
+	}
+	m->where = HEAT_CLEAN;
+	m->place = m->touch;
+	h->clean_live++;
+	if (!copying)
+		heat_tell_leaving(h, slot, true);
+}
+
+void heat_unclean(struct heat *h, uint32_t slot)
+{
+	struct heat_mark *m = h->ops->mark(h->ctx, slot);
+
+	if (m->where != HEAT_CLEAN)
+		return;
+	heat_bound(h); /* its entry is stale now */
+	heat_leave(h, m, slot);
+	heat_put(h, m, slot, m->touch);
 }
 
 void heat_forget(struct heat *h, uint32_t slot)
 {
 	struct heat_mark *m = h->ops->mark(h->ctx, slot);
 
-	heat_leave(h, m);
+	heat_leave(h, m, slot);
 	m->flags = 0;
 }
 
-/* true: @slot is a victim.  Otherwise it was put where it belongs. */
-static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot)
+/* Do children keep it here? */
+static bool heat_is_kept(const struct heat *h, uint32_t slot, bool down)
+{
+	return down && h->ops->has_staying_children ? h->ops->has_staying_children(h->ctx, slot)
+	                                            : h->ops->has_children(h->ctx, slot);
+}
+
+/* true: @slot is a victim, or, @down, is to be written down.  Otherwise it was put where it belongs. */
+static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot, bool down)
 {
 	uint32_t touch = m->touch;
 	bool held = h->ops->held(h->ctx, slot, &touch);
@@ -324,10 +404,10 @@ static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot)
 	else
 		newer = m->where == HEAT_GRACE || (int32_t)(touch - m->place) > 0; /* in grace: see heat_touch() */
 
-	heat_leave(h, m);
+	heat_leave(h, m, slot);
 	m->touch = touch;
 	if (newer)
-		m->flags &= (uint16_t)~HEAT_F_RELEASED;
+		m->flags = (uint16_t)((m->flags & ~HEAT_F_RELEASED) | HEAT_F_HIT);
 	if (held || ((m->flags & HEAT_F_RETAINED) && !h->ignore_retained)) {
 		m->touch = h->clock;
 		heat_put(h, m, slot, h->clock);
@@ -337,22 +417,22 @@ static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot)
 		heat_put(h, m, slot, touch);
 		return false;
 	}
-	if (h->ops->has_children(h->ctx, slot)) {
+	if (heat_is_kept(h, slot, down)) {
 		heat_park(h, m);
 		return false;
 	}
 	return true;
 }
 
-static bool heat_pick_grace(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
+static bool heat_pick_queue(struct heat *h, struct heat_queue *q, enum heat_where where, uint32_t *ret_slot, uint64_t *budget)
 {
 	uint32_t slot;
 
-	while (h->grace_live && *budget && heat_queue_pop(h, &h->grace, &slot)) {
+	while (*budget && heat_queue_pop(h, q, &slot)) {
 		struct heat_mark *m = h->ops->mark(h->ctx, slot);
 
 		(*budget)--;
-		if (m->where == HEAT_GRACE && heat_judge(h, m, slot)) {
+		if (m->where == where && heat_judge(h, m, slot, false)) {
 			*ret_slot = slot;
 			return true;
 		}
@@ -360,12 +440,16 @@ static bool heat_pick_grace(struct heat *h, uint32_t *ret_slot, uint64_t *budget
 	return false;
 }
 
-bool heat_pick(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
+bool heat_pick_ready(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
+{
+	return (h->grace_live && heat_pick_queue(h, &h->grace, HEAT_GRACE, ret_slot, budget)) ||
+	       (h->clean_live && heat_pick_queue(h, &h->clean, HEAT_CLEAN, ret_slot, budget));
+}
+
+static bool heat_pick_order(struct heat *h, uint32_t *ret_slot, uint64_t *budget, bool down)
 {
 	uint32_t slot;
 
-	if (heat_pick_grace(h, ret_slot, budget))
-		return true;
 	while (h->in_order && *budget) {
 		struct heat_mark *m;
 
@@ -379,12 +463,26 @@ bool heat_pick(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
 		if (m->where != HEAT_ORDER || (int32_t)(m->place - h->oldest) > 0)
 			continue;
 		(*budget)--;
-		if (heat_judge(h, m, slot)) {
+		if (heat_judge(h, m, slot, down)) {
 			*ret_slot = slot;
 			return true;
 		}
 	}
 	return false;
+}
+
+bool heat_pick(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
+{
+	return heat_pick_ready(h, ret_slot, budget) || heat_pick_order(h, ret_slot, budget, false);
+}
+
+bool heat_pick_down(struct heat *h, uint32_t *ret_slot, uint64_t *budget)
+{
+	if (!heat_pick_order(h, ret_slot, budget, true))
+		return false;
+	h->ops->mark(h->ctx, *ret_slot)->where = HEAT_COPYING;
+	heat_tell_leaving(h, *ret_slot, true);
+	return true;
 }
 
 uint64_t heat_bytes(const struct heat *h)

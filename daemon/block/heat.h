@@ -23,7 +23,8 @@ struct heat_queue {
 	uint32_t head, tail, read; /* chunk numbers + 1; 0: empty */
 };
 
-enum heat_where { HEAT_NOWHERE = 0, HEAT_ORDER, HEAT_PARKED, HEAT_GRACE };
+/* COPYING: proposed by heat_pick_down(), in the hands of whoever writes it down. */
+enum heat_where { HEAT_NOWHERE = 0, HEAT_ORDER, HEAT_PARKED, HEAT_GRACE, HEAT_CLEAN, HEAT_COPYING };
 
 /* What heat keeps of a slot, 12 bytes, embedded in struct block. */
 struct heat_mark {
@@ -34,12 +35,18 @@ struct heat_mark {
 };
 #define HEAT_F_RELEASED 1u /* its holder said that it will hardly be used again */
 #define HEAT_F_RETAINED 2u /* not to be proposed until the retain ends */
+#define HEAT_F_HIT 4u      /* was used after it came */
+#define HEAT_F_COUNTED 8u  /* its parent counts it among the leaving */
 
 /* How heat reads a slot.  @mark: its mark.  @use: the newest tick a session's pins tell (0: none), and whether it is held now. */
 struct heat_ops {
 	struct heat_mark *(*mark)(void *ctx, uint32_t slot);
 	bool (*held)(void *ctx, uint32_t slot, uint32_t *touch);
 	bool (*has_children)(void *ctx, uint32_t slot);
+	/* May be NULL.  Children that are neither copying nor clean: those that keep it from being written down; and how heat tells which
+	 * are: @slot became one of them, or is none any more. */
+	bool (*has_staying_children)(void *ctx, uint32_t slot);
+	void (*leaving)(void *ctx, uint32_t slot, bool on);
 	void (*prefetch)(void *ctx, uint32_t slot);
 };
 
@@ -52,9 +59,10 @@ struct heat {
 	uint32_t parked, in_order; /* live ones */
 	bool ignore_retained;      /* retains are advice: set while nothing else is left */
 	uint32_t grace_live, grace_limit;
-	uint64_t entries; /* live and stale ones, in all queues */
+	uint32_t clean_live; /* cold ones that a lower tier has too: dropping them loses nothing */
+	uint64_t entries;    /* live and stale ones, in all queues */
 	struct heat_queue buckets[HEAT_BUCKETS];
-	struct heat_queue grace;
+	struct heat_queue grace, clean;
 	struct heat_chunk **slabs; /* owns; chunks are numbered across slabs */
 	uint32_t n_slabs, n_chunks, free_chunk;
 };
@@ -74,12 +82,24 @@ void heat_unpark(struct heat *h, uint32_t slot);
 void heat_release(struct heat *h, uint32_t slot);
 /* It was used, by message: no longer released. */
 void heat_touch(struct heat *h, uint32_t slot);
+/* A proposed block has a copy below by now, or needs none: it waits, still findable, to be dropped right after those in grace. */
+void heat_clean(struct heat *h, uint32_t slot);
+/* Its copy below went: back to the order, if it was clean. */
+void heat_unclean(struct heat *h, uint32_t slot);
 /* It is gone.  Its entry is skipped when met. */
 void heat_forget(struct heat *h, uint32_t slot);
 
 /* Next victim: a leaf, not held, coldest; it is in no queue any more.  false: nothing is droppable (everything was looked at
  * once at most @budget entries were looked at). */
 bool heat_pick(struct heat *h, uint32_t *ret_slot, uint64_t *budget);
+/* Half of that: only what waits in grace or clean. */
+bool heat_pick_ready(struct heat *h, uint32_t *ret_slot, uint64_t *budget);
+/* What to write down next: from the order, where children that will be dropped before it do not count.  It is COPYING: to be ended with heat_clean()
+ * or heat_place(). */
+bool heat_pick_down(struct heat *h, uint32_t *ret_slot, uint64_t *budget);
+
+/* For an order that is kept in the ticks of another one's clock: brings the clock up to @clock, if that is newer. */
+void heat_follow(struct heat *h, uint32_t clock);
 
 uint64_t heat_bytes(const struct heat *h);
 

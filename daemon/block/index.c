@@ -1,4 +1,4 @@
-/* The index: see index.h for its invariant.  Knows records only to compare keys and to find an entry's home line when it mends a chain. */
+/* The index: see index.h for its invariant.  Looks at keys where they lie, to compare them and to find an entry's home line when it mends a chain. */
 #include "block/index.h"
 
 #include <assert.h>
@@ -20,9 +20,14 @@ static uint64_t index_wrap(const struct index *ix, uint64_t line)
 	return line < ix->n_lines ? line : line - ix->n_lines;
 }
 
+static const uint8_t *index_key(const struct index *ix, uint32_t slot)
+{
+	return ix->keys + slot * ix->key_stride;
+}
+
 static bool index_key_is(const struct index *ix, uint32_t slot, const uint8_t *key)
 {
-	return memcmp(ix->records[slot].key, key, ix->key_bytes) == 0;
+	return memcmp(index_key(ix, slot), key, ix->key_bytes) == 0;
 }
 
 struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h)
@@ -100,7 +105,7 @@ static struct shm_entry *index_movable(const struct index *ix, uint64_t from, ui
 		}
 		if (e->slot == SHM_NO_SLOT)
 			continue;
-		home = index_hash(ix, ix->records[e->slot].key).line;
+		home = index_hash(ix, index_key(ix, e->slot)).line;
 		if (index_wrap(ix, from + ix->n_lines - home) >= back)
 			return e;
 	}

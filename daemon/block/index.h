@@ -16,8 +16,9 @@
 enum { INDEX_E_FULL = 1 };
 
 struct index {
-	struct shm_line *lines;           /* borrows */
-	const struct shm_record *records; /* borrows */
+	struct shm_line *lines; /* borrows */
+	const uint8_t *keys;    /* borrows; slot s has its key at keys + s * key_stride */
+	size_t key_stride;
 	uint64_t n_lines, used;
 	uint64_t salt[2];
 	uint32_t key_bytes;
@@ -34,7 +35,7 @@ static inline struct shm_hash index_hash(const struct index *ix, const uint8_t *
 /* The entry of @key, compared whole, or NULL. */
 struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h);
 
-/* @slot's record holds the key already.  The key must not be there.  Outcome: INDEX_E_FULL. */
+/* @slot holds the key already.  The key must not be there.  Outcome: INDEX_E_FULL. */
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot);
 
 /* First step of removal: from now on nobody finds it.  index_restore() takes that back, index_remove() ends it; no insert

@@ -25,9 +25,10 @@ void lease_holder_init(struct holder *h, struct ns *ns)
 	ns->n_holders++;
 }
 
-static uint32_t lease_page_word(const struct holder *h, uint32_t slot)
+/* The pin word of @slot in @page, which may be NULL. */
+static uint32_t lease_word(const struct ns *ns, const struct shm_page *page, uint32_t slot)
 {
-	return h->page ? shm_pin_load(&h->page->pins[slot]) : 0;
+	return page ? shm_page_pin(page, slot, ns->group_shift) : 0;
 }
 
 /* The full tick behind a 20-bit stamp: the newest one that is not in the future. */
@@ -48,26 +49,33 @@ static bool lease_look(const struct ns *ns, uint32_t word, uint32_t *touch)
 	return shm_pin_count(word) > 0;
 }
 
+/* A copy is being made of it, or somebody who is being served needs it: no session's doing. */
+static bool lease_is_moving(const struct ns *ns, uint32_t slot)
+{
+	return (ns->moving && ns->moving[slot]) || (ns->kept && ns->kept[slot]);
+}
+
 bool lease_is_held(struct ns *ns, uint32_t slot, uint32_t *touch)
 {
-	bool held = false;
+	bool held = lease_is_moving(ns, slot);
 
 	list_for_each(it, &ns->holders) {
 		const struct holder *h = container_of(it, struct holder, in_ns);
 
-		held |= lease_look(ns, lease_page_word(h, slot), touch);
-		if (h->own)
-			held |= lease_look(ns, h->own[slot], touch);
+		held |= lease_look(ns, lease_word(ns, h->page, slot), touch);
+		held |= lease_look(ns, lease_word(ns, h->own, slot), touch);
 	}
 	return held;
 }
 
 bool lease_is_pinned(struct ns *ns, uint32_t slot)
 {
+	if (lease_is_moving(ns, slot))
+		return true;
 	list_for_each(it, &ns->holders) {
 		const struct holder *h = container_of(it, struct holder, in_ns);
 
-		if (shm_pin_count(lease_page_word(h, slot)) || (h->own && shm_pin_count(h->own[slot])))
+		if (shm_pin_count(lease_word(ns, h->page, slot)) || shm_pin_count(lease_word(ns, h->own, slot)))
 			return true;
 	}
 	return false;
@@ -80,7 +88,7 @@ void lease_prefetch(const struct ns *ns, uint32_t slot)
 	list_for_each(it, &ns->holders) {
 		const struct holder *h = container_of(it, struct holder, in_ns);
 
-		if (h->page)
+		if (h->page && shm_page_is_marked(h->page, slot, ns->group_shift))
 			__builtin_prefetch(&h->page->pins[slot]);
 		if (++n == 4)
 			break;
@@ -93,7 +101,7 @@ uint32_t lease_pins(const struct ns *ns, uint32_t slot, uint32_t *ret_holders)
 
 	list_for_each(it, &ns->holders) {
 		const struct holder *h = container_of(it, struct holder, in_ns);
-		uint32_t n = shm_pin_count(lease_page_word(h, slot)) + (h->own ? shm_pin_count(h->own[slot]) : 0);
+		uint32_t n = shm_pin_count(lease_word(ns, h->page, slot)) + shm_pin_count(lease_word(ns, h->own, slot));
 
 		pins += n;
 		holders += n > 0;
@@ -107,20 +115,37 @@ uint64_t lease_claimed_pins(const struct holder *h)
 	return h->page ? atomic_load_explicit(&h->page->pinned, memory_order_relaxed) : 0;
 }
 
-/* Calls for each word of @h's page that belongs to a slot with memory. */
-static uint64_t lease_sweep(const struct holder *h, bool remember)
+static uint64_t lease_sweep_group(struct ns *ns, const struct shm_page *page, uint32_t from, uint32_t to, bool remember)
 {
-	struct ns *ns = h->ns;
 	uint64_t pins = 0;
 
-	for (uint32_t r = 0; h->page && r < ns->geo.n_regions; r++) {
-		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
-			uint32_t slot = (r << ns->geo.shift) + i;
-			uint32_t word = lease_page_word(h, slot);
+	for (uint32_t slot = from; slot < to; slot++) {
+		uint32_t word = shm_pin_load(&page->pins[slot]);
 
-			pins += shm_pin_count(word);
-			if (remember && word && ns_slot_state(ns, slot) == SHM_REGISTERED)
-				lease_look(ns, word, &ns->blocks[slot].heat.touch);
+		if (word == 0)
+			continue;
+		pins += shm_pin_count(word);
+		if (remember && ns_slot_state(ns, slot) == SHM_REGISTERED)
+			lease_look(ns, word, &ns->blocks[slot].heat.touch);
+	}
+	return pins;
+}
+
+/* Counts the pins in @page, which may be NULL, of slots with memory; @remember: the blocks learn when they were used. */
+static uint64_t lease_sweep(struct ns *ns, const struct shm_page *page, bool remember)
+{
+	uint32_t group = 1u << ns->group_shift;
+	uint64_t pins = 0;
+
+	for (uint32_t r = 0; page && r < ns->geo.n_regions; r++) {
+		uint32_t end = (r << ns->geo.shift) + ns->regions[r].n_slots, next;
+
+		for (uint32_t slot = r << ns->geo.shift; slot < end; slot = next) {
+			next = (slot | (group - 1)) + 1;
+			if (next > end)
+				next = end;
+			if (shm_page_is_marked(page, slot, ns->group_shift))
+				pins += lease_sweep_group(ns, page, slot, next, remember);
 		}
 	}
 	return pins;
@@ -128,22 +153,15 @@ static uint64_t lease_sweep(const struct holder *h, bool remember)
 
 uint64_t lease_counted_pins(const struct holder *h)
 {
-	return lease_sweep(h, false);
+	return lease_sweep(h->ns, h->page, false);
 }
 
 void lease_holder_unpin(struct holder *h)
 {
 	struct ns *ns = h->ns;
 
-	lease_sweep(h, true);
-	for (uint32_t r = 0; h->own && r < ns->geo.n_regions; r++) {
-		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
-			uint32_t slot = (r << ns->geo.shift) + i;
-
-			if (h->own[slot] && ns_slot_state(ns, slot) == SHM_REGISTERED)
-				lease_look(ns, h->own[slot], &ns->blocks[slot].heat.touch);
-		}
-	}
+	lease_sweep(ns, h->page, true);
+	lease_sweep(ns, h->own, true);
 	h->page = NULL;
 	free(h->own);
 	h->own = NULL;
@@ -159,31 +177,28 @@ void lease_holder_unpin(struct holder *h)
 int lease_hold(struct holder *h, uint32_t slot)
 {
 	struct ns *ns = h->ns;
-	uint32_t count, word;
+	uint32_t stamp = ns->heat.clock & SHM_STAMP_MASK;
 
 	if (!h->own) {
-		h->own = calloc((size_t)ns->geo.n_regions << ns->geo.shift, sizeof(*h->own));
+		h->own = calloc(1, shm_page_bytes(ns->geo.n_regions << ns->geo.shift));
 		if (!h->own)
 			return LEASE_E_NOMEM;
 	}
-	word = h->own[slot];
-	count = shm_pin_count(word);
-	if (count == SHM_PIN_COUNT_MASK)
+	if (!shm_page_raise(h->own, slot, ns->group_shift, stamp, SHM_PIN_COUNT_MASK))
 		return LEASE_E_NOMEM;
-	h->own[slot] = (ns->heat.clock & SHM_STAMP_MASK) << SHM_PIN_COUNT_BITS | (count + 1);
 	h->own_total++;
 	return 0;
 }
 
 bool lease_holds(const struct holder *h, uint32_t slot)
 {
-	return h->own && shm_pin_count(h->own[slot]) > 0;
+	return shm_pin_count(lease_word(h->ns, h->own, slot)) > 0;
 }
 
 void lease_unhold(struct holder *h, uint32_t slot)
 {
 	assert(lease_holds(h, slot));
-	h->own[slot]--;
+	shm_pin_lower(&h->own->pins[slot]);
 	h->own_total--;
 }
 
@@ -354,7 +369,8 @@ struct lease *lease_find(const struct holder *h, uint32_t slot, uint32_t generat
 	if (!ns_slot_valid(ns, slot) || ns_slot_generation(ns, slot) != generation)
 		return NULL;
 	state = ns_slot_state(ns, slot);
-	if (state != SHM_PARTIAL && state != SHM_QUARANTINE)
+	/* A slot that a copy is on its way into has no partial: no session writes it. */
+	if ((state != SHM_PARTIAL && state != SHM_QUARANTINE) || ns->blocks[slot].parent == NS_NONE)
 		return NULL;
 	list_for_each(it, &lease_partial(ns, slot)->leases) {
 		struct lease *lease = container_of(it, struct lease, in_partial);

@@ -8,6 +8,7 @@
 
 #include "block/namespace.h"
 #include "block/quota.h"
+#include "proto/shm_pin.h"
 
 /* A slot being written, by one session or, with lanes, by several. */
 struct partial {
@@ -38,7 +39,7 @@ struct holder {
 	struct quota_user *user; /* borrows */
 	void *owner;             /* borrows: the session */
 	struct shm_page *page;   /* borrows; the client writes it; NULL once closed */
-	uint32_t *own;           /* owns; pin words of what is held by message, NULL until first used */
+	struct shm_page *own;    /* owns; pins of what is held by message, which we write, NULL until first used */
 	uint64_t own_total;
 	struct list leases; /* owns */
 	uint32_t n_leases;

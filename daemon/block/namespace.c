@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #include "block/block.h"
+#include "block/block.h"
 #include "block/lease.h"
 
 #define NS_PAGE 4096u
@@ -106,6 +107,18 @@ static bool ns_has_children(void *ctx, uint32_t slot)
 	return ((struct ns *)ctx)->blocks[slot].children > 0;
 }
 
+static bool ns_has_staying_children(void *ctx, uint32_t slot)
+{
+	const struct block *b = &((struct ns *)ctx)->blocks[slot];
+
+	return b->children > b->leaving;
+}
+
+static void ns_leaving(void *ctx, uint32_t slot, bool on)
+{
+	block_leaving(ctx, slot, on);
+}
+
 static void ns_prefetch(void *ctx, uint32_t slot)
 {
 	const struct ns *ns = ctx;
@@ -124,6 +137,8 @@ static const struct heat_ops ns_heat_ops = {
 	.mark = ns_mark,
 	.held = ns_held,
 	.has_children = ns_has_children,
+	.has_staying_children = ns_has_staying_children,
+	.leaving = ns_leaving,
 	.prefetch = ns_prefetch,
 };
 
@@ -159,12 +174,14 @@ int ns_init(struct ns *ns, const struct ns_desc *id, const struct ns_geometry *g
 	list_init(&ns->partials);
 	ns->desc = id;
 	ns->geo = *geo;
+	ns->group_shift = shm_group_shift(geo->n_regions << geo->shift);
 	ns->shm = m->shm;
 	ns->records = m->records;
 	ns_fingerprint(id, ns->fingerprint);
 	shm_ns_bytes(geo->n_regions, n_lines, &lines_offset);
 	ns->index = (struct index){ .lines = (struct shm_line *)((uint8_t *)m->shm + lines_offset),
-		                    .records = m->records,
+		                    .keys = m->records->key,
+		                    .key_stride = sizeof(struct shm_record),
 		                    .n_lines = n_lines,
 		                    .key_bytes = id->key_bytes,
 		                    .salt = { m->salt[0], m->salt[1] } };
@@ -188,8 +205,12 @@ void ns_deinit(struct ns *ns)
 	lease_tables_free(ns);
 	ns->why = why_free(ns->why);
 	heat_deinit(&ns->heat);
+	free(ns->moving);
 	free(ns->blocks);
 	free(ns->regions);
+	ns->moving = NULL;
+	free(ns->kept);
+	ns->kept = NULL;
 	ns->blocks = NULL;
 	ns->regions = NULL;
 }

@@ -9,16 +9,18 @@
 #include "block/heat.h"
 #include "block/index.h"
 #include "block/key.h"
+#include "block/lower.h"
 #include "block/why.h"
 
 #define NS_NONE UINT32_MAX
 
-/* What the daemon keeps of a slot for itself: 28 bytes.  The rest is its record in shared memory. */
+/* What the daemon keeps of a slot for itself: 32 bytes.  The rest is its record in shared memory. */
 struct block {
 	struct heat_mark heat;
 	uint32_t parent; /* REGISTERED: slot of its parent if that was here when it came, else NS_NONE; PARTIAL: number of its partial;
 			       * free: next free slot of its region + 1 */
-	uint32_t children;          /* resident blocks that name it as parent */
+	uint32_t children; /* resident blocks that name it as parent */
+	uint32_t leaving; /* children that name it by slot and are clean or copying (heat.h): it may be written down before they go */
 	uint32_t parent_generation; /* of @parent then: tells it from a later block in its slot */
 	uint32_t tombstone;         /* while condemned: number of its index entry */
 };
@@ -41,7 +43,8 @@ struct ns_geometry {
 struct orphan;
 
 struct ns_counts {
-	uint64_t stored, dropped, deduplicated, aborted, looked_up, hits, misses;
+	uint64_t stored, dropped, deduplicated, aborted;
+	uint64_t looked_up, hits, hits_lower, misses; /* hits: in host memory */
 };
 
 struct ns {
@@ -49,19 +52,24 @@ struct ns {
 	const struct ns_desc *desc; /* borrows from the store's copy */
 	uint8_t fingerprint[16];
 	struct ns_geometry geo;
+	uint32_t group_shift; /* of session pages */
 	/* shared memory; borrows from the store's objects */
 	struct shm_ns *shm;
 	struct shm_record *records;
 	/* private */
 	struct index index;
 	struct heat heat;
-	struct block *blocks;           /* owns */
-	struct ns_region *regions;      /* owns */
-	struct orphan *orphans;         /* owns; uthash by tag of the parent */
-	struct why *why;                /* owns */
-	struct list holders;            /* borrows: struct holder */
-	struct list partials;           /* owns: struct partial, by deadline */
-	struct partial **partial_at;    /* owns the table: number -> partial */
+	struct block *blocks;        /* owns */
+	struct ns_region *regions;   /* owns */
+	struct orphan *orphans;      /* owns; uthash by tag of the parent */
+	struct lower *lower;         /* borrows; the copies below host memory, NULL: there is no such tier */
+	uint8_t *moving;             /* owns; 1: a copy from or to the slot is being made; NULL without lower */
+	uint16_t *kept;              /* owns; onboards under way that keep the slot's block here; NULL without lower */
+	uint32_t twins;              /* blocks that are here and below */
+	struct why *why;             /* owns */
+	struct list holders;         /* borrows: struct holder */
+	struct list partials;        /* owns: struct partial, by deadline */
+	struct partial **partial_at; /* owns the table: number -> partial */
 	struct partial *partial_by_key; /* borrows; uthash, only with several lanes */
 	uint32_t partial_cap, partial_free;
 	uint32_t n_holders, next_serial, take_from;

@@ -144,6 +144,8 @@ const char *why_text(enum why_reason reason)
 		[WHY_ABORTED] = "reserved but never committed: the writer died, gave up or missed its deadline",
 		[WHY_OVER_QUOTA] = "refused: the writer was over its quota",
 		[WHY_NO_SPACE] = "refused: nothing could be dropped for it",
+		[WHY_DROPPED_LOWER] = "dropped from the tier below host memory to make room",
+		[WHY_TIER_FAILED] = "lost: the tier below could not read it, or read something else",
 	};
 
 	assert(reason < WHY_N);

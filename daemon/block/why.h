@@ -17,6 +17,8 @@ enum why_reason {
 	WHY_ABORTED,      /* writer died, gave up or missed its deadline */
 	WHY_OVER_QUOTA,   /* a reservation for it was refused */
 	WHY_NO_SPACE,
+	WHY_DROPPED_LOWER, /* from the tier below, to make room */
+	WHY_TIER_FAILED,   /* its copy could not be read, or was wrong */
 	WHY_N
 };
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
-#include "move/store_ns.h"
+#include "move/transfer.h"
 
 #define SPACE_SAMPLES 64u
 
@@ -83,7 +83,11 @@ void space_region_drop(struct store_ns *sn, uint32_t r)
 {
 	struct tier *host = sn->store->config.host;
 
+	struct tier_lower *lower = sn->store->config.lower;
+
 	sn->used_bytes -= sn->memory[r].size;
+	if (lower)
+		lower->ops->region_gone(lower, &sn->memory[r]);
 	ns_region_remove(&sn->ns, r);
 	host->ops->region_drop(host, &sn->memory[r]);
 	sn->memory[r] = (struct tier_region){ .fd = -1, .ro_fd = -1 };
@@ -122,7 +126,16 @@ static bool space_grow(struct store *store, struct store_ns *sn)
 	}
 	sn->memory[r] = region;
 	sn->used_bytes += region.size;
+	if (store->config.lower)
+		store->config.lower->ops->region_seen(store->config.lower, &sn->memory[r]);
 	return true;
+}
+
+bool store_ns_can_grow(const struct store_ns *sn)
+{
+	struct tier *host = sn->store->config.host;
+
+	return space_may_grow(sn) && host->ops->room(host) >= host->ops->grain(host);
 }
 
 /* An empty region of any other namespace goes back to the pool. */
@@ -298,16 +311,23 @@ static uint64_t space_plan(struct store *store, struct store_ns *sn, uint64_t ne
 
 /* ---- own victims ---- */
 
-static uint32_t space_own_pass(struct store *store, struct ns *ns, uint32_t need)
+/* What may be looked at while the last search of everything is known to have failed. */
+#define SPACE_LOOKS 65536u
+#define SPACE_LOOK_NS 1000u /* ten times what a look takes, about */
+
+/* @ready: only what waits to be dropped, nothing that would be lost.  *looks: how many may be looked at. */
+static uint32_t space_own_pass(struct store *store, struct ns *ns, uint32_t need, bool ready, uint64_t *looks)
 {
-	uint64_t budget = (uint64_t)ns->heat.in_order + ns->heat.grace_live + ns->heat.parked;
+	uint64_t all = (uint64_t)ns->heat.in_order + ns->heat.grace_live + ns->heat.clean_live + ns->heat.parked;
+	uint64_t budget = all < *looks ? all : *looks, given = budget;
 	uint32_t got = 0;
 	bool more = true;
 
 	while (got < need && more) {
 		uint32_t from = store->n_victims, slot;
 
-		while (got < need && (more = heat_pick(&ns->heat, &slot, &budget))) {
+		while (got < need && (more = ready ? heat_pick_ready(&ns->heat, &slot, &budget)
+		                                   : heat_pick(&ns->heat, &slot, &budget))) {
 			if (space_condemn(store, ns, slot) < 0) {
 				heat_place(&ns->heat, slot);
 				more = false;
@@ -317,6 +337,7 @@ static uint32_t space_own_pass(struct store *store, struct ns *ns, uint32_t need
 		}
 		got -= space_pardon_pinned(store, from);
 	}
+	*looks -= given - budget;
 	return got;
 }
 
@@ -326,40 +347,61 @@ static bool space_is_loose(struct ns *ns, uint32_t slot)
 	       !lease_is_pinned(ns, slot) && block_find(ns, ns->records[slot].key) == slot; /* not condemned yet */
 }
 
-/* Heat looks at each block a bounded number of times, or held ones would be asked for ever.  What it did not come to is found by looking at
- * every slot once: a leaf, then its parent if that has no other child, and so on. */
-static uint32_t space_own_sweep(struct store *store, struct ns *ns, uint32_t need)
+/* Condemns @slot if it is a leaf, then its parent if that has no other child, and so on.  false: no memory. */
+static bool space_sweep_up(struct store *store, struct ns *ns, uint32_t slot, uint32_t need, uint32_t *got)
 {
-	uint32_t from = store->n_victims, got = 0;
+	while (*got < need && slot != NS_NONE && space_is_loose(ns, slot)) {
+		uint32_t parent = block_parent(ns, slot);
 
-	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
-		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
-			uint32_t slot = (r << ns->geo.shift) + i;
+		if (space_condemn(store, ns, slot) < 0)
+			return false;
+		(*got)++;
+		slot = parent;
+	}
+	return true;
+}
 
-			while (got < need && slot != NS_NONE && space_is_loose(ns, slot)) {
-				uint32_t parent = block_parent(ns, slot);
+/* Heat looks at each block a bounded number of times, or held ones would be asked for ever.  What it did not come to is found by looking at
+ * every slot once, from where the last sweep has stopped. */
+static uint32_t space_own_sweep(struct store *store, struct store_ns *sn, uint32_t need, uint64_t *looks)
+{
+	struct ns *ns = &sn->ns;
+	uint32_t from = store->n_victims, got = 0, n = ns->geo.n_regions << ns->geo.shift;
+	bool more = true;
 
-				if (space_condemn(store, ns, slot) < 0)
-					return got - space_pardon_pinned(store, from);
-				got++;
-				slot = parent;
-			}
+	for (uint32_t left = n; left > 0 && *looks > 0 && got < need && more;) {
+		uint32_t r = ns_region_of(ns, sn->sweep), next = (r + 1) << ns->geo.shift;
+		uint32_t end = (r << ns->geo.shift) + ns->regions[r].n_slots;
+
+		if (sn->sweep < end) {
+			more = space_sweep_up(store, ns, sn->sweep, need, &got);
+			(*looks)--;
+			next = sn->sweep + 1;
 		}
+		left -= next - sn->sweep < left ? next - sn->sweep : left;
+		sn->sweep = next < n ? next : 0;
 	}
 	return got - space_pardon_pinned(store, from);
 }
 
-static uint32_t space_own(struct store *store, struct ns *ns, uint32_t need)
+/* A search that finds too little has looked at every block, which takes a second where there are ten millions.  For ten times as long further
+ * ones look at fewer, going on where the last one stopped: what clients let go of is not told to us. */
+static uint32_t space_own(struct store *store, struct store_ns *sn, uint32_t need, bool ready)
 {
-	uint32_t got = space_own_pass(store, ns, need);
+	uint64_t given = sn->ns.now_ns < sn->barren_until_ns ? SPACE_LOOKS : UINT64_MAX, looks = given, swept = given;
+	struct ns *ns = &sn->ns;
+	uint32_t got = space_own_pass(store, ns, need, ready, &looks);
 
-	if (got < need) {
-		ns->heat.ignore_retained = true;
-		got += space_own_pass(store, ns, need - got);
-		ns->heat.ignore_retained = false;
-	}
+	if (ready || got >= need)
+		return got;
+	ns->heat.ignore_retained = true;
+	got += space_own_pass(store, ns, need - got, false, &looks);
+	ns->heat.ignore_retained = false;
 	if (got < need)
-		got += space_own_sweep(store, ns, need - got);
+		got += space_own_sweep(store, sn, need - got, &swept);
+	looks = given - looks + (given - swept);
+	if (got < need && given == UINT64_MAX && looks > 2 * SPACE_LOOKS)
+		sn->barren_until_ns = ns->now_ns + looks * SPACE_LOOK_NS;
 	return got;
 }
 
@@ -386,9 +428,10 @@ static uint32_t space_execute(struct store *store)
 	return dropped;
 }
 
-int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *ret_dropped)
+int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_how how, uint32_t *ret_dropped)
 {
 	struct ns *ns = &sn->ns;
+	bool help = how != SPACE_NOW && offload_can_help(sn), ready = help || how == SPACE_CLEAN;
 	uint64_t coming;
 
 	assert(store->n_victims == 0 && store->n_plan == 0);
@@ -398,13 +441,13 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *r
 		;
 	if (ns->n_free >= n)
 		return 0;
-	coming = space_plan(store, sn, n - ns->n_free);
+	coming = how == SPACE_CLEAN ? 0 : space_plan(store, sn, n - ns->n_free);
 	if (ns->n_free + coming < n) {
 		uint32_t need = (uint32_t)(n - ns->n_free - coming);
 
-		if (space_own(store, ns, need) < need) {
+		if (space_own(store, sn, need, ready) < need) {
 			space_undo(store);
-			return STORE_E_NOSPACE;
+			return help ? STORE_E_WAIT : STORE_E_NOSPACE;
 		}
 	}
 	*ret_dropped += space_execute(store);
@@ -414,7 +457,7 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *r
 		return 0;
 	/* The system did not give the memory that the plan had counted on: the last resort is our own blocks. */
 	log_warn("namespace %s: memory taken back could not be had again", sn->desc.name);
-	if (space_own(store, ns, n - ns->n_free) < n - ns->n_free) {
+	if (how == SPACE_CLEAN || space_own(store, sn, n - ns->n_free, false) < n - ns->n_free) {
 		space_undo(store);
 		return STORE_E_NOSPACE;
 	}

@@ -10,7 +10,7 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "base/thread.h"
-#include "move/store_ns.h"
+#include "move/transfer.h"
 
 #define STORE_SEEN (2u * STORE_MAX_KEYS) /* power of two */
 
@@ -33,7 +33,8 @@ int store_new(const struct store_config *config, struct store **ret_store)
 	/* Clients know the boot id, but not where we are: they cannot choose numbers that meet in the table. */
 	store->seen_secret = store_mix(config->boot_id ^ (uintptr_t)store);
 	store->seen = calloc(4ull * STORE_SEEN, sizeof(*store->seen));
-	if (!store->seen) {
+	if (!store->seen || mover_init(store) < 0) {
+		free(store->seen);
 		free(store);
 		return -ENOMEM;
 	}
@@ -46,13 +47,18 @@ void store_ns_free(struct store_ns *sn)
 	struct store *store = sn->store;
 	struct tier *host = store->config.host;
 
-	assert(sn->ns.n_holders == 0 && sn->zombies == 0);
+	assert(sn->ns.n_holders == 0 && sn->zombies == 0 && sn->n_transfers == 0);
 	/* Lanes that were committed by who has left since, and that nobody completed. */
 	while (!list_empty(&sn->ns.partials))
 		lease_partial_abort(&sn->ns, container_of(list_first(&sn->ns.partials), struct partial, by_deadline));
-	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++)
-		if (sn->memory[r].size)
-			host->ops->region_drop(host, &sn->memory[r]);
+	store_lower_deinit(sn);
+	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++) {
+		if (sn->memory[r].size == 0)
+			continue;
+		if (store->config.lower)
+			store->config.lower->ops->region_gone(store->config.lower, &sn->memory[r]);
+		host->ops->region_drop(host, &sn->memory[r]);
+	}
 	ns_deinit(&sn->ns);
 	host->ops->object_drop(host, &sn->index);
 	host->ops->object_drop(host, &sn->records);
@@ -60,6 +66,8 @@ void store_ns_free(struct store_ns *sn)
 	store->n_namespaces--;
 	free(sn->memory);
 	free(sn->retains);
+	free(sn->through);
+	free(sn->unsummed);
 	free(sn);
 }
 
@@ -69,6 +77,7 @@ struct store *store_free(struct store *store)
 		return NULL;
 	list_for_each_safe(it, next, &store->namespaces)
 		store_ns_free(store_ns_at(it));
+	mover_deinit(store);
 	free(store->victims);
 	free(store->seen);
 	free(store);
@@ -138,7 +147,7 @@ bool store_may_use(const struct store *store, const char *name, uint32_t uid)
 	return store_uid_may(store_policy_of(store, name), uid);
 }
 
-static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
+static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo, const uint64_t salt[2])
 {
 	struct store *store = sn->store;
 	struct tier *host = store->config.host;
@@ -157,8 +166,8 @@ static int store_ns_memory(struct store_ns *sn, const struct ns_geometry *geo)
 	}
 	m.shm = sn->index.base;
 	m.records = sn->records.base;
-	m.salt[0] = store_mix(store->config.boot_id + 1);
-	m.salt[1] = store_mix(m.salt[0] ^ (uintptr_t)store->n_namespaces);
+	m.salt[0] = salt ? salt[0] : store_mix(store->config.boot_id + 1);
+	m.salt[1] = salt ? salt[1] : store_mix(m.salt[0] ^ (uintptr_t)store->n_namespaces);
 	sn->memory = calloc(geo->n_regions, sizeof(*sn->memory));
 	r = sn->memory ? ns_init(&sn->ns, &sn->desc, geo, &m) : -ENOMEM;
 	if (r < 0) {
@@ -191,6 +200,7 @@ void store_configure(struct store *store, const struct store_config *config)
 	store->config.policies = config->policies;
 	store->config.n_policies = config->n_policies;
 	store->config.write_timeout_ns = config->write_timeout_ns;
+	store->config.write = config->write;
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
 		const struct store_policy *policy = store_policy_of(store, sn->desc.name);
@@ -198,12 +208,14 @@ void store_configure(struct store *store, const struct store_config *config)
 		sn->share_bytes = policy ? policy->share_bytes : 0;
 		sn->allowed_bytes = store_policy_max(store, policy);
 		store_ns_limit(sn);
+		store_lower_limits(sn, policy);
 	}
 }
 
-static int store_ns_new(struct store *store, const struct ns_desc *desc, const struct store_policy *policy,
-                        struct store_ns **ret_sn)
+/* @salt NULL: one of this run. */
+static int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t salt[2], struct store_ns **ret_sn)
 {
+	const struct store_policy *policy = store_policy_of(store, desc->name);
 	struct tier *host = store->config.host;
 	uint64_t max = store_policy_max(store, policy);
 	struct ns_geometry geo;
@@ -218,20 +230,46 @@ static int store_ns_new(struct store *store, const struct ns_desc *desc, const s
 	if (!sn)
 		return -ENOMEM;
 	sn->store = store;
+	sn->number = ++store->last_number;
 	sn->desc = *desc;
 	sn->max_bytes = sn->allowed_bytes = max;
 	sn->share_bytes = policy ? policy->share_bytes : 0;
-	r = store_ns_memory(sn, &geo);
+	r = store_ns_memory(sn, &geo, salt);
 	if (r != 0) {
 		free(sn);
 		return r;
 	}
 	list_add_tail(&store->namespaces, &sn->ns.link);
 	store->n_namespaces++;
+	store_lower_limits(sn, policy);
+	r = store_lower_init(sn);
+	if (r < 0) {
+		store_ns_free(sn);
+		return r;
+	}
 	log_info("namespace %s: %u lanes of %llu bytes, at most %u blocks", desc->name, desc->lanes,
 	         (unsigned long long)desc->lane_bytes, geo.max_slots);
 	*ret_sn = sn;
 	return 0;
+}
+
+struct store_ns *store_ns_recover(struct store *store, const struct ns_desc *desc, const uint64_t salt[2])
+{
+	struct store_ns *sn = store_find(store, desc->name);
+	uint8_t fingerprint[16];
+
+	ns_fingerprint(desc, fingerprint);
+	if (sn)
+		return memcmp(sn->ns.fingerprint, fingerprint, sizeof(fingerprint)) == 0 ? sn : NULL;
+	return store_ns_new(store, desc, salt, &sn) == 0 ? sn : NULL;
+}
+
+void store_ns_clock_follow(struct store_ns *sn, uint32_t tick)
+{
+	heat_follow(&sn->ns.heat, tick);
+	if (sn->ns.lower)
+		heat_follow(&sn->ns.lower->heat, tick);
+	atomic_store_explicit(&sn->ns.shm->clock, sn->ns.heat.clock, memory_order_relaxed);
 }
 
 static int store_holder_new(struct store_ns *sn, const struct store_attach *a, struct holder **ret_holder)
@@ -279,7 +317,7 @@ int store_attach(struct store *store, const struct store_attach *a, struct holde
 		return STORE_E_MISMATCH;
 	}
 	if (!sn) {
-		r = store_ns_new(store, a->desc, policy, &sn);
+		r = store_ns_new(store, a->desc, NULL, &sn);
 		if (r != 0)
 			return r;
 	}
@@ -320,6 +358,11 @@ int holder_region(const struct holder *h, uint32_t serial, const struct tier_reg
 bool holder_is_writable(const struct holder *h)
 {
 	return h->writable;
+}
+
+uint32_t holder_block_tokens(const struct holder *h)
+{
+	return h->ns->desc->page_size;
 }
 
 const char *holder_ns_name(const struct holder *h)
@@ -481,11 +524,12 @@ void store_tick(struct store *store, uint64_t now_ns)
 		store_tick_retains(sn, now_ns);
 		store_tick_pins(store, sn);
 	}
+	store_tick_waiters(store, now_ns);
 }
 
 uint64_t store_next_ns(const struct store *store)
 {
-	uint64_t next = UINT64_MAX;
+	uint64_t next = store_next_waiter_ns(store);
 
 	list_for_each(it, &store->namespaces) {
 		const struct store_ns *sn = store_ns_at(it);

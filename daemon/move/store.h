@@ -13,6 +13,8 @@
 #include "block/key.h"
 #include "block/quota.h"
 #include "block/why.h"
+#include "move/mover.h"
+#include "base/list.h"
 #include "tier/tier.h"
 
 enum {
@@ -25,6 +27,7 @@ enum {
 	STORE_E_NOTHELD,   /* released what is not held; nothing changed */
 	STORE_E_NOENT,
 	STORE_E_QUARANTINE, /* see store_close() */
+	STORE_E_WAIT,       /* not now: worth waiting for copies to the tier below */
 };
 
 #define STORE_NO_SLOT UINT32_MAX
@@ -34,11 +37,21 @@ struct store;
 struct ns;
 struct holder; /* what one session has in one namespace */
 
+/* Which blocks are written to the tier below. */
+enum store_write {
+	STORE_WRITE_ON_EVICT = 0, /* those that host memory would drop, shortly before */
+	STORE_WRITE_THROUGH,      /* all, soon after commit */
+	STORE_WRITE_IF_HIT,       /* as on evict, if they were used after they came */
+	STORE_WRITE_NEVER,
+};
+
 /* Policy of a namespace as configured; applies to the name when it is created. */
 struct store_policy {
 	char name[64];
-	uint64_t share_bytes; /* guaranteed; 0: none */
-	uint64_t max_bytes;   /* UINT64_MAX: the whole pool */
+	uint64_t share_bytes;                        /* guaranteed; 0: none */
+	uint64_t max_bytes;                          /* UINT64_MAX: the whole pool */
+	uint64_t lower_share_bytes, lower_max_bytes; /* the same of the tier below */
+	enum store_write write;
 	const uint32_t *uids; /* borrows; who may attach */
 	uint32_t n_uids;      /* 0: anybody */
 };
@@ -52,6 +65,12 @@ struct store_config {
 	uint32_t why_entries;   /* remembered misses and drops a namespace */
 	uint64_t write_timeout_ns;
 	uint64_t boot_id;
+	/* below host memory */
+	struct tier_lower *lower;           /* borrows; NULL: there is no such tier */
+	struct mover_calculator calculator; /* borrows its ctx */
+	uint32_t max_transfers;             /* at a time */
+	uint32_t low_percent;               /* of a namespace's slots: kept free or clean */
+	enum store_write write;             /* where no policy says otherwise */
 };
 
 int store_new(const struct store_config *config, struct store **ret_store);
@@ -92,6 +111,7 @@ void holder_objects(const struct holder *h, struct store_objects *ret_objects);
 int holder_region(const struct holder *h, uint32_t serial, const struct tier_region **ret_region);
 bool holder_is_writable(const struct holder *h);
 const char *holder_ns_name(const struct holder *h);
+uint32_t holder_block_tokens(const struct holder *h); /* of one block */
 
 /* Ends a session's part in a namespace: its pins, holds and reservations are gone.  Slots it could still write go to quarantine
  * unless @dead (its process is known to have exited).  0: the holder is freed.  STORE_E_QUARANTINE: it is kept, owns nothing visible,
@@ -100,13 +120,15 @@ int holder_close(struct holder *h, bool dead);
 void holder_dead(struct holder *h);
 
 /* keys: n * key_bytes packed, or NULL.  slots/generations: n each, NO_SLOT for a key that is present or repeated.
- * Outcomes: INVAL, PERM, LIMIT, NOSPACE. */
+ * Outcomes: INVAL, PERM, LIMIT, NOSPACE; WAIT unless @now: nothing was done, try again when a struct store_wait is called. */
 struct store_reserve {
 	const uint8_t *keys;
 	uint32_t n, lane;
+	bool now; /* do not wait for copies: drop what is not below yet */
 	uint64_t now_ns;
 	uint32_t *slots, *generations; /* out */
 	uint32_t reserved, dropped;    /* out */
+	uint32_t wanted;               /* out: slots it takes, for store_wait() */
 };
 int store_reserve(struct holder *h, struct store_reserve *args);
 
@@ -152,11 +174,10 @@ struct store_hint_args {
 /* Outcome: INVAL. */
 int store_hint(struct holder *h, const struct store_hint_args *args, uint32_t *ret_known);
 
-/* One byte a key: bit 1 (2) when in G2. */
+/* One byte a key: STORE_IN_*. */
+enum { STORE_IN_G2 = 2, STORE_IN_G3 = 4 };
 void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_tiers, uint32_t *ret_present);
 
-/* Drops what is not in use: of one namespace, or all (name NULL).  Outcome: NOENT. */
-int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, uint32_t *ret_kept);
 /* Drops these blocks (children included are not: they stay as orphans).  Outcomes: NOENT (namespace), INVAL (key size). */
 struct store_drop {
 	const char *name;    /* of the namespace */
@@ -165,7 +186,20 @@ struct store_drop {
 	uint32_t dropped, kept; /* out */
 };
 int store_drop(struct store *store, struct store_drop *args);
-/* Removes a namespace with all its blocks when nobody is attached.  Outcomes: NOENT, LIMIT (in use). */
+/* Drops what is not in use, of one namespace or of all (@name NULL), in steps of bounded work.  @remove: and then the namespace, if nobody is
+ * attached to it then.  Outcomes of begin: NOENT; LIMIT (@remove, and somebody is attached now).  A step answers whether that was
+ * all; a @budget of 16384 is about 500 blocks.  What is stored meanwhile goes too, or not. */
+struct store_flush {
+	uint32_t dropped, kept; /* out */
+	/* where it is */
+	bool one, remove, below;
+	uint64_t number;
+	uint32_t area, place;
+};
+int store_flush_begin(struct store *store, const char *name, bool remove, struct store_flush *ret_flush);
+bool store_flush_step(struct store *store, struct store_flush *flush, uint32_t budget);
+/* The same at once. */
+int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, uint32_t *ret_kept);
 int store_remove(struct store *store, const char *name, uint32_t *ret_dropped);
 
 /* Deadlines of reservations, expired retains, pin limits.  Call about once a second, or at store_next_ns(). */
@@ -187,8 +221,11 @@ struct ns_report {
 	uint32_t n_slots, free, used, quarantined, partial, regions, holders;
 	uint32_t max_slots; /* with all its maximum */
 	uint32_t leaves_parked, grace;
-	uint64_t stored, dropped, deduplicated, aborted, looked_up, hits, misses;
+	uint64_t stored, dropped, deduplicated, aborted, looked_up, hits, hits_lower, misses;
 	uint64_t pins, holds;
+	uint32_t lower_max_slots, lower_slots, lower_free, lower_used, lower_writing, lower_stuck, twins, transfers, clean;
+	uint64_t lower_bytes, lower_metadata_bytes, offloaded, onboarded, lost;
+	const char *write;
 	uint64_t metadata_bytes;
 };
 uint32_t store_n_namespaces(const struct store *store);
@@ -208,7 +245,7 @@ struct block_report {
 	uint32_t slot, generation, children, pins, holders;
 	const char *state;
 	uint64_t region;
-	uint32_t child_slots[16], n_child_slots; /* the first few */
+	uint32_t child_slots[16], n_child_slots; /* a few, as far as they were found */
 	struct key child_keys[16];
 };
 /* Outcome: NOENT. */

@@ -7,7 +7,7 @@
 
 #include "base/metrics.h"
 #include "base/thread.h"
-#include "move/store_ns.h"
+#include "move/transfer.h"
 
 #define STORE_MAX_RETAINS 65536u
 
@@ -19,7 +19,7 @@ static uint64_t store_lanes(const struct ns *ns, uint32_t lane)
 	return lane < ns->desc->lanes ? 1ull << lane : 0;
 }
 
-static void store_clock(struct ns *ns)
+void store_ns_clock(struct ns *ns)
 {
 	uint32_t clock = heat_tick(&ns->heat);
 
@@ -144,16 +144,23 @@ int store_reserve(struct holder *h, struct store_reserve *a)
 		store_reserve_let_go(h, a);
 		return STORE_E_LIMIT;
 	}
-	r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, &a->dropped);
+	a->wanted = fresh;
+	r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, a->now ? SPACE_NOW : SPACE_WAIT, &a->dropped);
+	if (r == STORE_E_WAIT && offload_for(store_ns_of(h), fresh))
+		r = space_make(store_ns_of(h)->store, store_ns_of(h), fresh, SPACE_WAIT, &a->dropped);
 	if (r != 0) {
-		store_suspect_all(store_ns_of(h)->store);
-		store_reserve_refused(h, a, WHY_NO_SPACE);
+		if (r != STORE_E_WAIT) {
+			store_suspect_all(store_ns_of(h)->store);
+			store_reserve_refused(h, a, WHY_NO_SPACE);
+		}
 		quota_return(h->user, QUOTA_SLOTS, fresh + joins);
 	}
 	store_reserve_let_go(h, a);
 	if (r == 0)
 		r = store_reserve_take(h, a, lanes);
 	metrics_add(METRIC_reserves, a->reserved);
+	if (ns->lower)
+		(void)offload_run(store_ns_of(h)->store);
 	return r;
 }
 
@@ -256,17 +263,24 @@ int store_commit(struct holder *h, struct store_commit *a)
 		return r;
 	if (a->hold && quota_charge(h->user, QUOTA_HOLDS, a->n) != 0)
 		return STORE_E_LIMIT;
-	store_clock(ns);
+	store_ns_clock(ns);
 	for (uint32_t i = 0; i < a->n; i++)
 		a->states[i] = store_commit_one(h, a, i, lanes);
 	/* Tail first into the order: within one batch the tail is the coldest. */
 	for (uint32_t i = a->n; i-- > 0;) {
 		if (a->slots[i] == STORE_NO_SLOT || a->states[i] == STORE_LANES_MISSING)
 			continue;
-		if (a->states[i] == STORE_NEW)
+		if (a->states[i] == STORE_NEW) {
 			heat_place(&ns->heat, a->slots[i]);
+			offload_committed(store_ns_of(h), a->slots[i]);
+			summing_committed(store_ns_of(h), a->slots[i]);
+		}
 		if (a->hold && lease_hold(h, a->slots[i]) == 0)
 			held++;
+	}
+	if (ns->lower) {
+		(void)offload_run(store_ns_of(h)->store);
+		summing_run(store_ns_of(h)->store);
 	}
 	if (a->hold)
 		quota_return(h->user, QUOTA_HOLDS, a->n - held);
@@ -419,9 +433,11 @@ void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_
 {
 	*ret_present = 0;
 	for (uint32_t i = 0; i < n; i++) {
-		bool here = block_find(h->ns, keys + (size_t)i * h->ns->desc->key_bytes) != NS_NONE;
+		const uint8_t *key = keys + (size_t)i * h->ns->desc->key_bytes;
+		bool here = block_find(h->ns, key) != NS_NONE;
+		bool below = h->ns->lower && lower_find(h->ns->lower, key) != LOWER_NONE;
 
-		ret_tiers[i] = here ? 2 : 0;
-		*ret_present += here;
+		ret_tiers[i] = (uint8_t)((here ? STORE_IN_G2 : 0) | (below ? STORE_IN_G3 : 0));
+		*ret_present += here || below;
 	}
 }

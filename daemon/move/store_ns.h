@@ -14,6 +14,7 @@ struct store_retain {
 struct store_ns {
 	struct ns ns;        /* first; in store->namespaces */
 	struct store *store; /* borrows */
+	uint64_t number;     /* rises in the list of namespaces; never that of another */
 	struct ns_desc desc;
 	struct tier_object index, records; /* owns */
 	struct tier_region *memory;        /* owns; one a region number */
@@ -24,6 +25,37 @@ struct store_ns {
 	uint32_t suspects;            /* holders whose pins are still to be counted, one a tick */
 	struct store_retain *retains; /* owns */
 	uint32_t n_retains, cap_retains;
+	uint64_t barren_until_ns; /* there was nothing to drop: see space_own() */
+	uint32_t sweep;           /* slot at which its next sweep begins */
+	/* below host memory; ns.lower is NULL where there is no such tier for it */
+	enum store_write write;
+	uint32_t lower_areas, lower_share, lower_max; /* areas: had, guaranteed, at most */
+	uint32_t n_transfers;
+	uint32_t wanted;               /* slots that somebody waits for; 0: nobody does */
+	struct store_through *through; /* owns; a ring of STORE_THROUGH, NULL until first used */
+	uint32_t through_head, through_tail;
+	struct store_through *unsummed; /* owns; the same, of blocks without a checksum */
+	uint32_t unsummed_head, unsummed_tail;
+};
+
+/* Committed, and to be looked at before it is cold. */
+struct store_through {
+	uint32_t slot, generation;
+};
+#define STORE_THROUGH 65536u
+
+/* Copies between host memory and the tier below; transfer.c, onboard.c. */
+struct mover {
+	struct transfer *pool;               /* owns */
+	struct list free, running, unsummed; /* borrow from pool */
+	uint32_t n_running, n_summing;
+	struct summing *summing; /* owns */
+	struct list onboards;    /* borrows: struct store_onboard, begun and not done */
+	struct list waiters;     /* borrows: those of them that wait for room or for a transfer */
+	struct list reserves;    /* borrows: struct store_wait, by number */
+	uint64_t n_waits, n_kicks;
+	bool online, stopping;
+	struct store_ns **area_ns; /* owns the table: whose an area of the tier is */
 };
 
 struct store_holder {
@@ -48,6 +80,7 @@ struct store {
 	struct store_config config;
 	struct list namespaces; /* owns: struct store_ns */
 	uint32_t n_namespaces;
+	uint64_t last_number;
 	void (*on_pins)(void *ctx, void *owner, uint64_t pins);
 	void *on_pins_ctx;
 	struct store_victim *victims; /* owns; condemned in the request in hand */
@@ -55,6 +88,7 @@ struct store {
 	struct store_plan plan[STORE_MAX_PLAN];
 	uint32_t n_plan;
 	uint64_t seen_secret;
+	struct mover mover;
 	uint32_t *seen, seen_epoch; /* owns; 2 * SEEN_SIZE words: what the request in hand named already */
 };
 
@@ -74,8 +108,34 @@ void store_holder_count(struct holder *h);
 /* Nobody is attached to it. */
 void store_ns_free(struct store_ns *sn);
 
-/* At least @n free slots in @sn, or STORE_E_NOSPACE and nothing was dropped (or -errno). *ret_dropped counts. */
-int space_make(struct store *store, struct store_ns *sn, uint32_t n, uint32_t *ret_dropped);
+enum space_how {
+	SPACE_NOW = 0, /* whatever it takes */
+	SPACE_WAIT,    /* blocks still to be written down are not dropped while waiting for that can help */
+	SPACE_CLEAN,   /* nor when it cannot: only what is free, clean or in grace, and nothing of others */
+};
+/* At least @n free slots in @sn, or STORE_E_NOSPACE or STORE_E_WAIT, and nothing was dropped (or -errno). *ret_dropped counts. */
+int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_how how, uint32_t *ret_dropped);
+/* Could it get more memory without dropping anything? */
+bool store_ns_can_grow(const struct store_ns *sn);
+/* The clock of the order ticks if enough was placed; readers stamp pins with it. */
+void store_ns_clock(struct ns *ns);
+/* Recovery: the clock is at least @tick. */
+void store_ns_clock_follow(struct store_ns *sn, uint32_t tick);
+/* Recovery: the namespace of @desc, made if it is not there; NULL: cannot be. */
+struct store_ns *store_ns_recover(struct store *store, const struct ns_desc *desc, const uint64_t salt[2]);
+
+/* ---- store_lower.c ---- */
+int store_lower_init(struct store_ns *sn);
+void store_lower_deinit(struct store_ns *sn);
+void store_lower_limits(struct store_ns *sn, const struct store_policy *policy);
+void store_lower_tag(const struct ns *ns, const struct lower_what *what, struct tier_tag *ret_tag);
+/* Drops all copies that are not being read.  Returns how many were, of blocks that are nowhere else. */
+
+/* ---- waiters.c ---- */
+/* A transfer ended, or the tier came or went: whoever waited goes on, and more is written down. */
+void store_moved(struct store *store);
+void store_tick_waiters(struct store *store, uint64_t now_ns);
+uint64_t store_next_waiter_ns(const struct store *store);
 /* Condemns @slot for the request in hand; space_settle() then lets the pinned ones live and, unless @undo, forgets the others. */
 int space_condemn(struct store *store, struct ns *ns, uint32_t slot);
 uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason, uint32_t *ret_kept);

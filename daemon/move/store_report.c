@@ -1,12 +1,10 @@
-/* What people ask of the store: reports, why, flush and drop, and the check of every invariant. */
+/* What people ask of the store: reports, why, and the check of every invariant. */
 #include <assert.h>
 #include <errno.h>
 
 #include "base/metrics.h"
 #include "base/thread.h"
-#include "move/store_ns.h"
-
-#define REPORT_BATCH 1024u
+#include "move/transfer.h"
 
 uint32_t store_n_namespaces(const struct store *store)
 {
@@ -25,7 +23,36 @@ static void report_live(struct ns *ns, struct ns_report *ret)
 	}
 	ret->looked_up = ns->counts.looked_up;
 	ret->hits = ns->counts.hits;
+	ret->hits_lower = ns->counts.hits_lower;
 	ret->misses = ns->counts.misses;
+}
+
+static void report_lower(const struct store_ns *sn, struct ns_report *ret)
+{
+	static const char *const
+		writes[] = { [STORE_WRITE_ON_EVICT] = "on-evict", [STORE_WRITE_THROUGH] = "through", [STORE_WRITE_IF_HIT] = "if-hit", [STORE_WRITE_NEVER] = "never" };
+	const struct lower *l = sn->ns.lower;
+	uint64_t slot = sn->desc.lane_bytes * sn->desc.lanes;
+
+	ret->write = l ? writes[sn->write] : "";
+	if (!l)
+		return;
+	ret->lower_max_slots = sn->lower_max < l->n_areas
+	                               ? (uint32_t)((uint64_t)l->max_slots * sn->lower_max / l->n_areas)
+	                               : l->max_slots;
+	ret->lower_slots = l->n_slots;
+	ret->lower_free = l->n_free;
+	ret->lower_used = l->n_present;
+	ret->lower_writing = l->n_writing;
+	ret->lower_stuck = l->n_stuck;
+	ret->lower_bytes = l->n_slots * slot;
+	ret->lower_metadata_bytes = lower_bytes(l);
+	ret->twins = sn->ns.twins;
+	ret->transfers = sn->n_transfers;
+	ret->clean = sn->ns.heat.clean_live;
+	ret->offloaded = l->counts.offloaded;
+	ret->onboarded = l->counts.onboarded;
+	ret->lost = l->counts.lost;
 }
 
 void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
@@ -62,6 +89,7 @@ void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 		for (uint32_t k = 0; k < ns->geo.n_regions; k++)
 			r.regions += ns->regions[k].serial != 0;
 		report_live(ns, &r);
+		report_lower(sn, &r);
 		*ret_report = r;
 		return;
 	}
@@ -129,88 +157,12 @@ int store_why(struct store *store, const char *name, const struct key *key, uint
 		return STORE_E_NOENT;
 	why_ask(sn->ns.why, index_hash(&sn->ns.index, key->bytes).tag, now_ns, ret);
 	slot = block_find(&sn->ns, key->bytes);
-	if (slot != NS_NONE) {
+	if (slot != NS_NONE || (sn->ns.lower && lower_find(sn->ns.lower, key->bytes) != LOWER_NONE)) {
 		ret->reason = WHY_PRESENT;
 		ret->ago_ns = 0;
-		ret->missing_parent = sn->ns.records[slot].parent != 0 && block_parent(&sn->ns, slot) == NS_NONE;
+		ret->missing_parent = slot != NS_NONE && sn->ns.records[slot].parent != 0 &&
+		                      block_parent(&sn->ns, slot) == NS_NONE;
 	}
-	return 0;
-}
-
-/* ---- flush and drop ---- */
-
-static void flush_ns(struct store *store, struct store_ns *sn, uint32_t *dropped, uint32_t *kept)
-{
-	struct ns *ns = &sn->ns;
-
-	for (uint32_t r = 0; r < ns->geo.n_regions; r++) {
-		for (uint32_t i = 0; i < ns->regions[r].n_slots; i++) {
-			uint32_t slot = (r << ns->geo.shift) + i;
-
-			if (ns_slot_state(ns, slot) != SHM_REGISTERED)
-				continue;
-			if (space_condemn(store, ns, slot) < 0)
-				(*kept)++;
-			if (store->n_victims == REPORT_BATCH)
-				*dropped += space_settle(store, 0, WHY_FLUSHED, kept);
-		}
-	}
-	*dropped += space_settle(store, 0, WHY_FLUSHED, kept);
-}
-
-int store_flush(struct store *store, const char *name, uint32_t *ret_dropped, uint32_t *ret_kept)
-{
-	bool found = name == NULL;
-
-	thread_assert(THREAD_LOOP);
-	*ret_dropped = *ret_kept = 0;
-	list_for_each(it, &store->namespaces) {
-		struct store_ns *sn = store_ns_at(it);
-
-		if (name && strcmp(name, sn->desc.name) != 0)
-			continue;
-		found = true;
-		flush_ns(store, sn, ret_dropped, ret_kept);
-	}
-	return found ? 0 : STORE_E_NOENT;
-}
-
-int store_drop(struct store *store, struct store_drop *a)
-{
-	struct store_ns *sn = store_find(store, a->name);
-
-	thread_assert(THREAD_LOOP);
-	if (!sn)
-		return STORE_E_NOENT;
-	if (a->key_bytes != sn->desc.key_bytes)
-		return STORE_E_INVAL;
-	a->dropped = a->kept = 0;
-	for (uint32_t i = 0; i < a->n; i++) {
-		uint32_t slot = block_find(&sn->ns, a->keys + (size_t)i * a->key_bytes);
-
-		if (slot == NS_NONE)
-			continue;
-		if (space_condemn(store, &sn->ns, slot) < 0)
-			a->kept++;
-		a->dropped += space_settle(store, 0, WHY_FLUSHED, &a->kept);
-	}
-	return 0;
-}
-
-int store_remove(struct store *store, const char *name, uint32_t *ret_dropped)
-{
-	struct store_ns *sn = store_find(store, name);
-	uint32_t kept = 0;
-
-	thread_assert(THREAD_LOOP);
-	if (!sn)
-		return STORE_E_NOENT;
-	if (sn->ns.n_holders || sn->zombies)
-		return STORE_E_LIMIT;
-	*ret_dropped = 0;
-	flush_ns(store, sn, ret_dropped, &kept);
-	assert(kept == 0);
-	store_ns_free(sn);
 	return 0;
 }
 
@@ -219,6 +171,7 @@ int store_remove(struct store *store, const char *name, uint32_t *ret_dropped)
 void store_metrics(struct store *store)
 {
 	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, resident = 0, bytes = 0, leases = 0, pins = 0;
+	uint64_t lower[4] = { 0 };
 
 	list_for_each(it, &store->namespaces) {
 		const struct store_ns *sn = store_ns_at(it);
@@ -228,6 +181,13 @@ void store_metrics(struct store *store)
 		used += sn->ns.n_used + sn->ns.n_partial;
 		quarantined += sn->ns.n_quarantined;
 		resident += sn->ns.n_used;
+		if (sn->ns.lower) {
+			lower[0] += sn->ns.lower->n_slots;
+			lower[1] += sn->ns.lower->n_free;
+			lower[2] += sn->ns.lower->n_present + sn->ns.lower->n_writing;
+			lower[3] += sn->ns.lower->n_stuck;
+			resident += sn->ns.lower->n_present - sn->ns.twins;
+		}
 		bytes += sn->used_bytes;
 		list_for_each(hit, &sn->ns.holders) {
 			struct holder *h = container_of(hit, struct holder, in_ns);
@@ -241,6 +201,10 @@ void store_metrics(struct store *store)
 	metrics_set(METRIC_g2_slots_free, free_slots);
 	metrics_set(METRIC_g2_slots_used, used);
 	metrics_set(METRIC_g2_slots_quarantined, quarantined);
+	metrics_set(METRIC_g3_slots, lower[0]);
+	metrics_set(METRIC_g3_slots_free, lower[1]);
+	metrics_set(METRIC_g3_slots_used, lower[2]);
+	metrics_set(METRIC_g3_slots_quarantined, lower[3]);
 	metrics_set(METRIC_blocks_resident, resident);
 	metrics_set(METRIC_g2_bytes, bytes);
 	metrics_set(METRIC_leases, leases);
@@ -248,9 +212,30 @@ void store_metrics(struct store *store)
 	metrics_set(METRIC_namespaces, store->n_namespaces);
 }
 
+/* Every block that an onboard keeps is named by one that is under way. */
+static void check_kept(const struct store_ns *sn)
+{
+	const struct ns *ns = &sn->ns;
+	uint64_t kept = 0, named = 0;
+
+	for (uint32_t slot = 0; ns->kept && slot < ns->geo.n_regions << ns->geo.shift; slot++)
+		kept += ns->kept[slot];
+	list_for_each(it, &sn->store->mover.onboards) {
+		const struct store_onboard *o = container_of(it, struct store_onboard, link);
+
+		for (uint32_t i = 0; ns->kept && o->holder_ns == sn && i < o->next; i++) {
+			if (o->status[i] != STORE_ONBOARD_DONE)
+				continue;
+			assert(ns->kept[o->slots[i]] > 0 && ns_slot_generation(ns, o->slots[i]) == o->generations[i]);
+			named++;
+		}
+	}
+	assert(kept == named);
+}
+
 struct check_counts {
-	uint32_t by_state[4], order, parked, grace;
-	uint64_t children, parented;
+	uint32_t by_state[4], order, parked, grace, clean, twins, reading;
+	uint64_t children, parented, leaving, counted;
 };
 
 static void check_slot(const struct ns *ns, uint32_t slot, struct check_counts *c)
@@ -262,19 +247,28 @@ static void check_slot(const struct ns *ns, uint32_t slot, struct check_counts *
 	c->by_state[state]++;
 	if (state != SHM_REGISTERED) {
 		assert(b->heat.where == HEAT_NOWHERE);
+		c->reading += state == SHM_PARTIAL && ns->moving && ns->moving[slot];
 		return;
 	}
 	assert(block_find(ns, ns->records[slot].key) == slot);
-	assert(b->heat.where != HEAT_NOWHERE); /* or it could never be dropped */
+	/* Or it could never be dropped.  What is being written down is in the hands of its transfer. */
+	assert(b->heat.where != HEAT_NOWHERE);
+	assert(b->heat.where != HEAT_COPYING || ns->moving[slot]);
 	assert(b->heat.where != HEAT_PARKED || b->children > 0);
 	c->order += b->heat.where == HEAT_ORDER;
 	c->parked += b->heat.where == HEAT_PARKED;
 	c->grace += b->heat.where == HEAT_GRACE;
+	c->clean += b->heat.where == HEAT_CLEAN;
+	c->twins += ns->lower && lower_find(ns->lower, ns->records[slot].key) != LOWER_NONE;
 	c->children += b->children;
+	c->leaving += b->leaving;
+	c->counted += (b->heat.flags & HEAT_F_COUNTED) && b->parent != NS_NONE &&
+	              ns_slot_generation(ns, b->parent) == b->parent_generation &&
+	              ns_slot_state(ns, b->parent) == SHM_REGISTERED;
 	c->parented += block_parent(ns, slot) != NS_NONE;
 }
 
-static void check_partials(const struct ns *ns)
+static void check_partials(const struct ns *ns, uint32_t reading)
 {
 	uint32_t n = 0;
 	uint64_t last = 0;
@@ -287,7 +281,7 @@ static void check_partials(const struct ns *ns)
 		last = p->deadline_ns;
 		n++;
 	}
-	assert(n == ns->n_partial);
+	assert(n + reading == ns->n_partial);
 }
 
 static void check_ns(const struct store_ns *sn)
@@ -313,12 +307,18 @@ static void check_ns(const struct store_ns *sn)
 	assert(c.by_state[SHM_QUARANTINE] == ns->n_quarantined);
 	assert(ns->n_free + ns->n_used + ns->n_partial + ns->n_quarantined == ns->n_slots);
 	assert(ns->index.used == ns->n_used);
-	assert(c.order == ns->heat.in_order && c.parked == ns->heat.parked && c.grace == ns->heat.grace_live);
-	assert(c.children == c.parented);
-	assert(ns->counts.stored == ns->n_used + ns->counts.dropped + ns->counts.deduplicated);
-	assert(ns->counts.looked_up == ns->counts.hits + ns->counts.misses);
+	assert(c.order == ns->heat.in_order && c.parked == ns->heat.parked && c.grace == ns->heat.grace_live &&
+	       c.clean == ns->heat.clean_live);
+	assert(c.children == c.parented && c.leaving == c.counted);
+	assert(c.twins == ns->twins);
+	if (ns->lower)
+		lower_check(ns->lower);
+	assert(ns->counts.stored == ns->n_used + (ns->lower ? ns->lower->n_present : 0) - ns->twins +
+	                                    ns->counts.dropped + ns->counts.deduplicated);
+	assert(ns->counts.looked_up == ns->counts.hits + ns->counts.hits_lower + ns->counts.misses);
 	assert(sn->used_bytes <= sn->max_bytes);
-	check_partials(ns);
+	check_partials(ns, c.reading);
+	check_kept(sn);
 }
 
 void store_check(struct store *store)

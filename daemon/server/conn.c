@@ -354,6 +354,13 @@ void conn_drain(struct conn *c, const char *why)
 	loop_defer(c->loop, &c->turn, conn_on_turn);
 }
 
+void conn_wake(struct conn *c)
+{
+	thread_assert(THREAD_LOOP);
+	if (c->state != CONN_ENDED)
+		loop_defer(c->loop, &c->turn, conn_on_turn);
+}
+
 void conn_hangup(struct conn *c)
 {
 	thread_assert(THREAD_LOOP);

@@ -67,6 +67,9 @@ _must_check_ int conn_init(struct conn *c, struct loop *loop, int fd, const stru
 /* Sends what waits, reads no more, then ends.  @why as in on_gone. */
 void conn_drain(struct conn *c, const char *why);
 
+/* Something was written to c->out outside of on_frame: it goes out at the end of this turn. */
+void conn_wake(struct conn *c);
+
 /* The peer is known to have left: serves what it had sent, then ends.  Calls on_gone inline.  Harmless when it has ended. */
 void conn_hangup(struct conn *c);
 

@@ -36,6 +36,8 @@ static const struct verb {
 	[KVBM__VERB__VERB_PING] = { "ping", NULL, handle_ping },
 	[KVBM__VERB__VERB_INFO] = { "info", &kvbm__info_request__descriptor, handle_info },
 	[KVBM__VERB__VERB_ADMIN] = { "admin", &kvbm__admin_request__descriptor, handle_admin },
+	[KVBM__VERB__VERB_ONBOARD] = { "onboard", &kvbm__onboard_request__descriptor, handle_onboard },
+	[KVBM__VERB__VERB_PREFETCH] = { "prefetch", &kvbm__prefetch_request__descriptor, handle_prefetch },
 };
 #define N_VERBS (sizeof(verbs) / sizeof(verbs[0]))
 
@@ -92,11 +94,17 @@ static bool dispatch_decode(struct arena *arena, const struct verb *v, const str
 	return false;
 }
 
-static int dispatch_reply(struct service *service, struct session *session, const struct wire_head *head,
-                          struct reply *reply, struct wire_out *out)
+int dispatch_reply(struct service *service, struct session *session, const struct wire_head *head, struct reply *reply,
+                   struct wire_out *out)
 {
 	bool last = reply->last, failed;
-	int r = reply_send(reply, head, service->life->boot_id, out);
+	int r;
+
+	if (reply->later) {
+		reply_deinit(reply);
+		return 0;
+	}
+	r = reply_send(reply, head, service->life->boot_id, out);
 
 	failed = reply->code != REPLY_OK;
 	metrics_add(failed ? METRIC_request_errors : METRIC_requests_ok, 1);
@@ -110,7 +118,7 @@ static int dispatch_reply(struct service *service, struct session *session, cons
 int dispatch_frame(struct service *service, struct session *session, const struct wire_frame *frame, uint64_t now_ns,
                    struct wire_out *out)
 {
-	struct request q = { .service = service, .session = session, .now_ns = now_ns };
+	struct request q = { .service = service, .session = session, .now_ns = now_ns, .head = &frame->head };
 	const struct verb *v;
 	struct reply reply;
 	int r;

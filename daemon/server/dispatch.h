@@ -12,6 +12,10 @@ enum { DISPATCH_E_LAST = 1 }; /* the session is to be closed once the reply is s
 _must_check_ int dispatch_frame(struct service *service, struct session *session, const struct wire_frame *frame,
                                 uint64_t now_ns, struct wire_out *out);
 
+/* Sends @reply to the request of @head and counts it; what dispatch_frame() ends with.  Returns as that does. */
+_must_check_ int dispatch_reply(struct service *service, struct session *session, const struct wire_head *head,
+                                struct reply *reply, struct wire_out *out);
+
 /* A last word to a peer whose bytes make no frame.  Best effort. */
 void dispatch_refuse(struct service *service, enum reply_code code, const char *reason, struct wire_out *out);
 

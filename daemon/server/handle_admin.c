@@ -1,11 +1,30 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* admin: flush and drop, for uid 0, the daemon's own uid and daemon.admin_uids.  Owns nothing. */
+/* admin: flush and drop, for uid 0, the daemon's own uid and daemon.admin_uids.
+ *
+ * What takes long is done a bit a turn, so that nobody waits for it, and is answered at the end.  Owns what such a request keeps until then; it ends
+ * unfinished with its session.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/log.h"
-#include "server/service.h"
+#include "loop/loop.h"
+#include "server/later.h"
 #include "server/session.h"
+
+#define ADMIN_STEP \
+	1024u /* some 32 blocks; the loop takes 16 such steps between two looks at descriptors, less than 1 ms in all */
+
+struct flushing {
+	struct later later;
+	struct loop_deferred deferred;
+	struct store_flush flush;
+	struct store *store; /* borrows */
+	char what[160];      /* for the log */
+};
 
 bool request_is_admin(const struct request *q)
 {
@@ -19,33 +38,68 @@ bool request_is_admin(const struct request *q)
 	return false;
 }
 
-static int admin_flush(const struct request *q, const Kvbm__AdminRequest *m, struct reply *reply, uint32_t *ret_dropped,
-                       uint32_t *ret_kept)
+static void admin_reply(struct reply *reply, const char *what, uint32_t dropped, uint32_t kept)
 {
-	if (m->keys.len > 0) {
-		reply_fail(reply, REPLY_INVAL, "flush takes no keys; drop does");
-		return 0;
-	}
-	return store_flush(q->service->store, m->name[0] ? m->name : NULL, ret_dropped, ret_kept);
+	Kvbm__CountReply *body = &reply->body.count;
+
+	log_info("%s: %u dropped, %u in use", what, dropped, kept);
+	kvbm__count_reply__init(body);
+	body->n = dropped;
+	body->kept = kept;
+	reply->message.count = body;
 }
 
-/* Without keys the whole namespace goes, if nobody is attached; else its blocks that are not in use. */
-static int admin_drop(const struct request *q, const Kvbm__AdminRequest *m, struct reply *reply, uint32_t *ret_dropped,
-                      uint32_t *ret_kept)
+static void flushing_on_turn(struct loop_deferred *d)
+{
+	struct flushing *f = container_of(d, struct flushing, deferred);
+	struct reply reply;
+
+	if (!store_flush_step(f->store, &f->flush, ADMIN_STEP)) {
+		loop_defer(f->later.session->sessions->loop, d, flushing_on_turn);
+		return;
+	}
+	reply_init(&reply);
+	admin_reply(&reply, f->what, f->flush.dropped, f->flush.kept);
+	later_reply(&f->later, &reply);
+	free(f);
+}
+
+static void flushing_on_cancel(struct later *l)
+{
+	struct flushing *f = container_of(l, struct flushing, later);
+
+	log_info("%s: %u dropped, %u in use, unfinished: its session has ended", f->what, f->flush.dropped, f->flush.kept);
+	loop_deferred_cancel(&f->deferred);
+	free(f);
+}
+
+/* Goes on in the turns to come what this one does not end. */
+static int admin_flush(const struct request *q, const char *what, struct store_flush *flush, struct reply *reply)
+{
+	struct store *store = q->service->store;
+	struct flushing *f;
+
+	if (store_flush_step(store, flush, ADMIN_STEP)) {
+		admin_reply(reply, what, flush->dropped, flush->kept);
+		return 0;
+	}
+	f = calloc(1, sizeof(*f));
+	if (!f)
+		return error_origin(-ENOMEM);
+	f->flush = *flush;
+	f->store = store;
+	snprintf(f->what, sizeof(f->what), "%s", what);
+	later_begin(&f->later, q, reply, flushing_on_cancel);
+	loop_deferred_init(&f->deferred);
+	loop_defer(q->session->sessions->loop, &f->deferred, flushing_on_turn);
+	return 0;
+}
+
+static int admin_drop_keys(const struct request *q, const Kvbm__AdminRequest *m, const char *what, struct reply *reply)
 {
 	struct store_drop a = { .name = m->name, .keys = m->keys.data, .key_bytes = m->key_bytes };
 	int r;
 
-	if (!m->name[0]) {
-		reply_fail(reply, REPLY_INVAL, "drop needs a namespace; flush drops from all");
-		return 0;
-	}
-	if (m->keys.len == 0) {
-		r = store_remove(q->service->store, m->name, ret_dropped);
-		if (r == STORE_E_LIMIT)
-			r = store_flush(q->service->store, m->name, ret_dropped, ret_kept);
-		return r;
-	}
 	if (m->key_bytes < KEY_MIN || m->key_bytes > KEY_MAX) {
 		reply_fail(reply, REPLY_INVAL, "key_bytes %u is not in %u..%u", m->key_bytes, KEY_MIN, KEY_MAX);
 		return 0;
@@ -53,16 +107,45 @@ static int admin_drop(const struct request *q, const Kvbm__AdminRequest *m, stru
 	if (!request_keys(&m->keys, m->key_bytes, reply, &a.n))
 		return 0;
 	r = store_drop(q->service->store, &a);
-	*ret_dropped = a.dropped;
-	*ret_kept = a.kept;
+	if (r == 0)
+		admin_reply(reply, what, a.dropped, a.kept);
 	return r;
+}
+
+static int admin_do(const struct request *q, const Kvbm__AdminRequest *m, const char *what, struct reply *reply)
+{
+	struct store *store = q->service->store;
+	bool drop = strcmp(m->action, "drop") == 0;
+	struct store_flush flush;
+	int r;
+
+	if (!drop && strcmp(m->action, "flush") != 0) {
+		reply_fail(reply, REPLY_INVAL, "action %.64s is unknown: flush or drop", m->action);
+		return 0;
+	}
+	if (drop && !m->name[0]) {
+		reply_fail(reply, REPLY_INVAL, "drop needs a namespace; flush drops from all");
+		return 0;
+	}
+	if (!drop && m->keys.len > 0) {
+		reply_fail(reply, REPLY_INVAL, "flush takes no keys; drop does");
+		return 0;
+	}
+	if (m->keys.len > 0)
+		return admin_drop_keys(q, m, what, reply);
+	if (!later_may(q, reply))
+		return 0;
+	/* Drop without keys: the whole namespace goes, if nobody is attached; else its blocks that are not in use. */
+	r = store_flush_begin(store, m->name[0] ? m->name : NULL, drop, &flush);
+	if (r == STORE_E_LIMIT)
+		r = store_flush_begin(store, m->name, false, &flush);
+	return r == 0 ? admin_flush(q, what, &flush, reply) : r;
 }
 
 int handle_admin(const struct request *q, struct reply *reply)
 {
 	const Kvbm__AdminRequest *m = q->message;
-	Kvbm__CountReply *body = &reply->body.count;
-	uint32_t dropped = 0, kept = 0;
+	char what[160];
 	int r;
 
 	if (!request_is_admin(q)) {
@@ -70,25 +153,12 @@ int handle_admin(const struct request *q, struct reply *reply)
 		           q->session->uid);
 		return 0;
 	}
-	if (strcmp(m->action, "flush") == 0) {
-		r = admin_flush(q, m, reply, &dropped, &kept);
-	} else if (strcmp(m->action, "drop") == 0) {
-		r = admin_drop(q, m, reply, &dropped, &kept);
-	} else {
-		reply_fail(reply, REPLY_INVAL, "action %.64s is unknown: flush or drop", m->action);
-		r = 0;
-	}
+	snprintf(what, sizeof(what), "%.16s of %.63s by uid %u (pid %d)", m->action,
+	         m->name[0] ? m->name : "all namespaces", q->session->uid, (int)q->session->pid);
+	r = admin_do(q, m, what, reply);
 	if (r < 0)
 		return error_trace(r);
 	if (r > 0)
 		reply_fail_store(reply, r, m->action);
-	if (reply->code != REPLY_OK)
-		return 0;
-	log_info("%s of %.63s by uid %u (pid %d): %u dropped, %u in use", m->action,
-	         m->name[0] ? m->name : "all namespaces", q->session->uid, (int)q->session->pid, dropped, kept);
-	kvbm__count_reply__init(body);
-	body->n = dropped;
-	body->kept = kept;
-	reply->message.count = body;
 	return 0;
 }

@@ -103,14 +103,76 @@ static json_t *info_tier(const struct service *service)
 	return tier;
 }
 
+static json_t *info_lower(const struct service *service)
+{
+	json_t *tier = json_object();
+	struct tier_lower_stat stat;
+
+	service->lower->ops->stat(service->lower, &stat);
+	info_text(tier, "name", "g3");
+	info_text(tier, "state", stat.state);
+	info_count(tier, "size_bytes", stat.size_bytes);
+	info_count(tier, "used_bytes", stat.used_bytes);
+	info_count(tier, "slots", metrics_get(METRIC_g3_slots));
+	info_count(tier, "free", metrics_get(METRIC_g3_slots_free));
+	info_count(tier, "used", metrics_get(METRIC_g3_slots_used));
+	info_count(tier, "quarantined", metrics_get(METRIC_g3_slots_quarantined));
+	info_count(tier, "drives", stat.drives);
+	info_count(tier, "in_flight", stat.in_flight);
+	info_count(tier, "queued", stat.queued);
+	info_count(tier, "read_bytes", stat.read_bytes);
+	info_count(tier, "written_bytes", stat.written_bytes);
+	info_count(tier, "written_today_bytes", stat.written_today_bytes);
+	info_count(tier, "write_budget_bytes", stat.budget_bytes);
+	info_count(tier, "read_bytes_per_second", stat.read_bytes_per_s);
+	info_count(tier, "write_bytes_per_second", stat.write_bytes_per_s);
+	json_object_set_new(tier, "read_latency_seconds", json_real(info_seconds(stat.read_latency_ns)));
+	json_object_set_new(tier, "write_latency_seconds", json_real(info_seconds(stat.write_latency_ns)));
+	info_count(tier, "errors", stat.errors);
+	info_count(tier, "checksum_errors", metrics_get(METRIC_checksum_errors));
+	info_text(tier, "note", stat.note ? stat.note : "");
+	return tier;
+}
+
+static json_t *info_all_tiers(const struct service *service, const char *name)
+{
+	json_t *tiers = json_array();
+
+	if (!*name || strcmp(name, "g2") == 0)
+		json_array_append_new(tiers, info_tier(service));
+	if (service->lower && (!*name || strcmp(name, "g3") == 0))
+		json_array_append_new(tiers, info_lower(service));
+	return tiers;
+}
+
 static int info_tiers(const struct request *q, const char *name, struct reply *reply)
 {
-	if (*name && strcmp(name, "g2") != 0) {
-		reply_fail(reply, REPLY_NOENT, "there is no tier %.63s; there is g2", name);
-		return 0;
-	}
+	json_t *tiers;
+
 	store_metrics(q->service->store);
-	return info_reply(reply, json_pack("[o]", info_tier(q->service)));
+	tiers = info_all_tiers(q->service, name);
+	if (json_array_size(tiers) > 0)
+		return info_reply(reply, tiers);
+	json_decref(tiers);
+	reply_fail(reply, REPLY_NOENT, "there is no tier %.63s; there is g2%s", name, q->service->lower ? " and g3" : "");
+	return 0;
+}
+
+/* The first tier that does not do what it is there for. */
+static void info_health(json_t *status, const struct service *service)
+{
+	struct tier_lower_stat stat = { .online = true };
+	char text[400];
+
+	if (service->lower)
+		service->lower->ops->stat(service->lower, &stat);
+	if (stat.online) {
+		info_text(status, "health", "ok");
+		return;
+	}
+	snprintf(text, sizeof(text), "g3 is %s%s%.300s", stat.state, stat.note && *stat.note ? ": " : "",
+	         stat.note ? stat.note : "");
+	info_text(status, "health", text);
 }
 
 static int info_status(const struct request *q, struct reply *reply)
@@ -126,12 +188,12 @@ static int info_status(const struct request *q, struct reply *reply)
 		{ "requests", METRIC_requests },      { "request_errors", METRIC_request_errors },
 	};
 	const struct service *service = q->service;
-	json_t *status = json_object(), *tiers = json_array();
+	json_t *status = json_object();
 	char boot_id[24];
 
 	store_metrics(service->store);
 	snprintf(boot_id, sizeof(boot_id), "%016" PRIx64, service->life->boot_id);
-	info_text(status, "health", "ok");
+	info_health(status, service);
 	info_text(status, "version", KVBM_VERSION);
 	info_count(status, "pid", (uint64_t)getpid());
 	info_text(status, "socket", service->socket);
@@ -139,9 +201,9 @@ static int info_status(const struct request *q, struct reply *reply)
 	json_object_set_new(status, "uptime_seconds", json_real(info_seconds(q->now_ns - service->start_ns)));
 	for (size_t i = 0; i < sizeof(counts) / sizeof(counts[0]); i++)
 		info_count(status, counts[i].name, metrics_get(counts[i].metric));
-	info_hit_rate(status, metrics_get(METRIC_blocks_looked_up), metrics_get(METRIC_hits_g2));
-	json_array_append_new(tiers, info_tier(service));
-	json_object_set_new(status, "tiers", tiers);
+	info_hit_rate(status, metrics_get(METRIC_blocks_looked_up),
+	              metrics_get(METRIC_hits_g2) + metrics_get(METRIC_hits_g3));
+	json_object_set_new(status, "tiers", info_all_tiers(service, ""));
 	return info_reply(reply, status);
 }
 
@@ -175,6 +237,28 @@ static void info_model(json_t *object, const struct ns_desc *desc)
 	json_object_set_new(object, "confirm", json_boolean(desc->confirm));
 }
 
+static void info_ns_lower(json_t *ns, const struct ns_report *r)
+{
+	json_t *g3 = json_object();
+
+	info_text(g3, "write", r->write);
+	info_count(g3, "slots", r->lower_slots);
+	info_count(g3, "free", r->lower_free);
+	info_count(g3, "used", r->lower_used);
+	info_count(g3, "writing", r->lower_writing);
+	info_count(g3, "stuck", r->lower_stuck);
+	info_count(g3, "used_bytes", r->lower_bytes);
+	info_count(g3, "hits", r->hits_lower);
+	info_count(g3, "in_both", r->twins);
+	info_count(g3, "copies_under_way", r->transfers);
+	info_count(g3, "clean", r->clean);
+	info_count(g3, "offloaded", r->offloaded);
+	info_count(g3, "onboarded", r->onboarded);
+	info_count(g3, "lost", r->lost);
+	info_count(g3, "metadata_bytes", r->lower_metadata_bytes);
+	json_object_set_new(ns, "g3", g3);
+}
+
 static json_t *info_namespace(const struct ns_report *r, bool whole)
 {
 	json_t *ns = json_object();
@@ -189,12 +273,14 @@ static json_t *info_namespace(const struct ns_report *r, bool whole)
 	info_count(ns, "writing", r->partial);
 	info_count(ns, "quarantined", r->quarantined);
 	info_count(ns, "max_slots", r->max_slots);
+	if (*r->write)
+		info_count(ns, "g3_max_slots", r->lower_max_slots);
 	info_count(ns, "used_bytes", r->used_bytes);
 	info_count(ns, "share_bytes", r->share_bytes);
 	info_count(ns, "max_bytes", r->max_bytes);
 	info_count(ns, "sessions", r->holders);
 	info_count(ns, "pins", r->pins + r->holds);
-	info_hit_rate(ns, r->looked_up, r->hits);
+	info_hit_rate(ns, r->looked_up, r->hits + r->hits_lower);
 	info_count(ns, "stored", r->stored);
 	info_count(ns, "dropped", r->dropped);
 	info_count(ns, "deduplicated", r->deduplicated);
@@ -205,6 +291,8 @@ static json_t *info_namespace(const struct ns_report *r, bool whole)
 	info_count(ns, "regions", r->regions);
 	info_count(ns, "grace", r->grace);
 	info_count(ns, "metadata_bytes", r->metadata_bytes);
+	if (*r->write)
+		info_ns_lower(ns, r);
 	info_model(ns, r->desc);
 	return ns;
 }

@@ -1,12 +1,101 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* reserve, commit, abort: how blocks get in.  Owns nothing; no allocation: outputs are in the service's scratch. */
-#include "server/service.h"
+/* reserve, commit, abort: how blocks get in.  No allocation, outputs are in the service's scratch, but for a reserve that waits: it keeps its
+ * keys until it is answered or its session ends. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "move/onboard.h"
+#include "server/later.h"
 #include "server/session.h"
+
+/* A reserve that waits for copies: its arguments, for trying again. */
+struct reserving {
+	struct later later;
+	struct store_wait wait;
+	struct service *service;
+	struct holder *holder;
+	uint32_t n, lane;
+	bool keyed;
+	uint8_t keys[];
+};
+
+static void reserve_reply(const struct store_reserve *args, struct reply *reply)
+{
+	Kvbm__ReserveReply *body = &reply->body.reserve;
+
+	kvbm__reserve_reply__init(body);
+	body->n_slots = body->n_generations = args->n;
+	body->slots = args->slots;
+	body->generations = args->generations;
+	body->reserved = args->reserved;
+	body->dropped = args->dropped;
+	reply->message.reserve = body;
+}
+
+static void reserve_on_cancel(struct later *l)
+{
+	struct reserving *b = container_of(l, struct reserving, later);
+
+	store_wait_cancel(&b->wait);
+	free(b);
+}
+
+static void reserve_on_room(struct store_wait *w, bool late)
+{
+	struct reserving *b = container_of(w, struct reserving, wait);
+	struct scratch *scratch = b->service->scratch;
+	struct store_reserve args = { .keys = b->keyed ? b->keys : NULL,
+		                      .n = b->n,
+		                      .lane = b->lane,
+		                      .now = late,
+		                      .now_ns = loop_now_ns(b->later.session->sessions->loop),
+		                      .slots = scratch->slots,
+		                      .generations = scratch->generations };
+	struct reply reply;
+	int r = store_reserve(b->holder, &args);
+
+	if (r == STORE_E_WAIT) {
+		store_wait(b->holder, w, args.wanted);
+		return;
+	}
+	reply_init(&reply);
+	if (r < 0)
+		reply_fail(&reply, REPLY_INTERNAL, "reserve: a fault inside the daemon (%d); its log says more", r);
+	else if (r > 0)
+		reply_fail_store(&reply, r, "reserve");
+	else
+		reserve_reply(&args, &reply);
+	later_reply(&b->later, &reply);
+	free(b);
+}
+
+static int reserve_wait(const struct request *q, struct holder *h, const struct store_reserve *args, struct reply *reply)
+{
+	const Kvbm__ReserveRequest *m = q->message;
+	struct reserving *b = malloc(sizeof(*b) + m->keys.len);
+
+	if (!b)
+		return error_origin(-ENOMEM);
+	memset(b, 0, sizeof(*b));
+	b->service = q->service;
+	b->holder = h;
+	b->n = m->n;
+	b->lane = m->lane;
+	b->keyed = m->keys.len > 0;
+	if (b->keyed)
+		memcpy(b->keys, m->keys.data, m->keys.len);
+	b->wait.deadline_ns = q->now_ns + q->service->wait_ns;
+	b->wait.cb = reserve_on_room;
+	later_begin(&b->later, q, reply, reserve_on_cancel);
+	store_wait(h, &b->wait, args->wanted);
+	return 0;
+}
 
 int handle_reserve(const struct request *q, struct reply *reply)
 {
 	const Kvbm__ReserveRequest *m = q->message;
-	Kvbm__ReserveReply *body = &reply->body.reserve;
 	struct scratch *scratch = q->service->scratch;
 	struct store_reserve args = { .n = m->n,
 		                      .lane = m->lane,
@@ -25,19 +114,15 @@ int handle_reserve(const struct request *q, struct reply *reply)
 	}
 	args.keys = m->keys.len > 0 ? m->keys.data : NULL;
 	r = store_reserve(h, &args);
+	if (r == STORE_E_WAIT)
+		return later_may(q, reply) ? reserve_wait(q, h, &args, reply) : 0;
 	if (r < 0)
 		return error_trace(r);
 	if (r > 0) {
 		reply_fail_store(reply, r, "reserve");
 		return 0;
 	}
-	kvbm__reserve_reply__init(body);
-	body->n_slots = body->n_generations = m->n;
-	body->slots = scratch->slots;
-	body->generations = scratch->generations;
-	body->reserved = args.reserved;
-	body->dropped = args.dropped;
-	reply->message.reserve = body;
+	reserve_reply(&args, reply);
 	return 0;
 }
 

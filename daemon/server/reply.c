@@ -22,7 +22,7 @@ void reply_init(struct reply *reply)
 {
 	reply->code = REPLY_OK;
 	reply->text[0] = '\0';
-	reply->last = false;
+	reply->last = reply->later = false;
 	reply->n_fds = 0;
 	reply->owned = NULL;
 	kvbm__reply__init(&reply->message);

@@ -36,6 +36,7 @@ struct reply {
 	enum reply_code code;
 	char text[REPLY_TEXT_MAX];
 	bool last;              /* the connection is closed once this is sent */
+	bool later;             /* nothing is sent now: the handler has kept what it needs (later.h) */
 	int fds[REPLY_MAX_FDS]; /* owns */
 	unsigned n_fds;
 	char *owned; /* owns; a report, freed with the reply */
@@ -50,6 +51,7 @@ struct reply {
 		Kvbm__CountReply count;
 		Kvbm__StatReply stat;
 		Kvbm__InfoReply info;
+		Kvbm__OnboardReply onboard;
 	} body;
 };
 

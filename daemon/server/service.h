@@ -32,8 +32,10 @@ struct service {
 	const uint32_t *admin_uids; /* borrows; beside 0 and our own */
 	uint32_t n_admin_uids;
 	uint64_t start_ns;
-	struct arena arena;      /* owns */
-	struct scratch *scratch; /* owns */
+	uint64_t wait_ns;         /* the longest that a request may wait for copies */
+	struct tier_lower *lower; /* borrows; for reports; NULL: there is none */
+	struct arena arena;       /* owns */
+	struct scratch *scratch;  /* owns */
 };
 
 /* The borrowed pointers are the caller's to fill in, before or after.  Faults only. */
@@ -44,6 +46,7 @@ struct request {
 	struct service *service;
 	struct session *session;
 	const void *message; /* borrows: the decoded *Request; NULL for ping */
+	const struct wire_head *head;
 	uint64_t now_ns;
 };
 
@@ -61,6 +64,8 @@ int handle_hint(const struct request *q, struct reply *reply);
 int handle_stat(const struct request *q, struct reply *reply);
 int handle_info(const struct request *q, struct reply *reply);
 int handle_admin(const struct request *q, struct reply *reply);
+int handle_onboard(const struct request *q, struct reply *reply);
+int handle_prefetch(const struct request *q, struct reply *reply);
 
 /* What several handlers need of a request's arguments.  Each answers false after it has failed the reply. */
 bool request_holder(const struct request *q, uint32_t ns, struct reply *reply, struct holder **ret_holder,

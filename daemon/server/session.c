@@ -32,6 +32,7 @@
 #include "base/metrics.h"
 #include "base/thread.h"
 #include "server/dispatch.h"
+#include "server/later.h"
 
 #define REFUSAL_LOG_NS UINT64_C(1000000000)
 
@@ -171,6 +172,7 @@ void session_end(struct session *s, const char *why)
 	thread_assert(THREAD_LOOP);
 	assert(s->sm.state == SESSION_FRESH || s->sm.state == SESSION_OPEN);
 	loop_deferred_cancel(&s->eviction);
+	later_cancel_all(s);
 	s->dead = s->dead || pidfd_is_dead(s->pidfd);
 	for (uint32_t i = 0; i < s->n_holders; i++) {
 		if (holder_close(s->holders[i], s->dead) == STORE_E_QUARANTINE) {
@@ -291,6 +293,7 @@ int session_new(struct sessions *ss, uint32_t uid, pid_t pid, struct session **r
 	sm_init(&s->sm, session_states, SESSION_FRESH, session_invariant);
 	loop_timer_init(ss->loop, &s->grave);
 	loop_deferred_init(&s->eviction);
+	list_init(&s->laters);
 	list_add_tail(&ss->all, &s->link);
 	ss->n_all++;
 	ss->n++;

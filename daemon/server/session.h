@@ -40,6 +40,8 @@ struct session {
 	struct holder *holders[SESSION_MAX_NAMESPACES]; /* owns; index: the number in requests */
 	uint32_t n_holders;
 	uint64_t since_ns, requests, errors;
+	struct list laters; /* owns: struct later */
+	uint32_t n_laters;
 
 	struct conn conn;
 	bool has_conn; /* its memory is the loop's until on_closed */

@@ -172,7 +172,10 @@ static const struct mistake {
 	{ "namespace a", "share = 200%", "namespace.a.share" },
 	{ "namespace a", "max = 0", "namespace.a.max" },
 	{ "namespace a", "uids = vllm", "namespace.a.uids" },
-	{ "g3", "path = /dev/nvme0n1", "[g3]" },
+	{ "g3", "size = 1G", "g3.path" },
+	{ "g3", "path = relative", "g3.path" },
+	{ "g3", "write = sometimes", "g3.write" },
+	{ "g4", "url = dir:///tmp", "[g4]" },
 };
 #define N_MISTAKES (sizeof(mistakes) / sizeof(mistakes[0]))
 
@@ -185,7 +188,7 @@ START_TEST(every_mistake_names_key_and_line)
 	tmpdir_write(&dir, "t.conf", text);
 	snprintf(socket, sizeof(socket), "--daemon.socket=%s/s", dir.path);
 	SAYS(2, m->said, "--config", conf);
-	SAYS(2, strcmp(m->section, "g3") == 0 ? "t.conf:2: " : "t.conf:3: ", "--config", conf);
+	SAYS(2, strcmp(m->section, "g4") == 0 ? "t.conf:2: " : "t.conf:3: ", "--config", conf);
 	SAYS(2, m->said, "--check-config", "--config", conf);
 	if (strcmp(m->line, "socket = relative.sock") != 0)
 		SAYS(2, m->said, "--config", conf, socket);

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/rng.h"
-#include "proto/shm.h"
+#include "proto/shm_pin.h"
 #include "tests/lib/cache.h"
 #include "tests/lib/client_proc.h"
 #include "tests/lib/daemon_proc.h"
@@ -150,6 +150,8 @@ START_TEST(who_hides_its_pins_is_found_out)
 	cache_open(&c, d.socket, &model);
 	cache_store_chain(&c, 0, cache_capacity(&c));
 	page = page_open(&raw, &size);
+	for (uint32_t g = 0; g < SHM_GROUP_WORDS; g++)
+		atomic_store(&page->groups[g], UINT32_MAX);
 	for (uint32_t s = 0; sizeof(*page) + (s + 1) * sizeof(page->pins[0]) <= size; s++)
 		atomic_store(&page->pins[s], 1);
 	must_eq(cache_ok(&c, kvbm_ping(c.kvbm)), 0);

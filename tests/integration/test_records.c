@@ -172,7 +172,8 @@ static void keep_all(struct kept *kept, struct raw *raw)
 	kept->shm = keep(raw->fds[0], &kept->shm_size);
 	kept->records = keep(raw->fds[1], &kept->records_size);
 	kept->ix = (struct index){ .lines = (struct shm_line *)((char *)kept->shm + kept->shm->lines_offset),
-		                   .records = kept->records,
+		                   .keys = kept->records->key,
+		                   .key_stride = sizeof(struct shm_record),
 		                   .n_lines = kept->shm->n_lines,
 		                   .salt = { kept->shm->salt[0], kept->shm->salt[1] },
 		                   .key_bytes = KEY };
@@ -314,7 +315,7 @@ static void look(const struct shm_record *records, struct shm_line *lines)
 	uint8_t key[KEY_MAX];
 	struct rebuilt b;
 
-	ix.records = records;
+	ix.keys = records->key;
 	ix.lines = lines;
 	rebuild(&b, records, STEP_SLOTS, &ix);
 	must_cmp(b.n, >=, STEP_KEYS - 1);

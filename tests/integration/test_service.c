@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/resource.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -256,7 +257,7 @@ START_TEST(what_clients_map_outlives_the_daemon)
 	Kvbm__RegionRequest q = KVBM__REGION_REQUEST__INIT;
 	struct daemon_proc d;
 	struct raw raw;
-	char bytes[BLOCK], again[BLOCK];
+	char bytes[BLOCK], again[BLOCK], *mapped;
 	uint32_t ns;
 	int region;
 
@@ -270,10 +271,13 @@ START_TEST(what_clients_map_outlives_the_daemon)
 	must_eq(raw_call(&raw, KVBM__VERB__VERB_REGION, &q.base), 0);
 	must(raw.n_fds > 0);
 	region = dup(raw.fds[0]);
-	must(region >= 0 && pwrite(region, bytes, sizeof(bytes), 0) == (ssize_t)sizeof(bytes));
+	mapped = mmap(NULL, sizeof(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, region, 0);
+	must(region >= 0 && mapped != MAP_FAILED);
+	memcpy(mapped, bytes, sizeof(bytes)); /* write() is not for huge pages */
 	daemon_stop(&d);
 	must(pread(region, again, sizeof(again), 0) == (ssize_t)sizeof(again));
 	must_eq(memcmp(bytes, again, sizeof(bytes)), 0);
+	munmap(mapped, sizeof(bytes));
 	close(region);
 	raw_close(&raw);
 	daemon_deinit(&d);

@@ -27,10 +27,15 @@ const struct sessions_config served_limits = {
 	.zombie_ns = 0,
 };
 
-void served_init(struct served *s, const struct store_policy *policies, uint32_t n_policies)
+static void served_start(struct served *s, const struct store_config *with)
 {
-	struct store_config config = { .policies = policies,
-		                       .n_policies = n_policies,
+	struct store_config config = { .policies = with->policies,
+		                       .n_policies = with->n_policies,
+		                       .lower = with->lower,
+		                       .calculator = with->calculator,
+		                       .max_transfers = with->max_transfers,
+		                       .low_percent = with->low_percent,
+		                       .write = with->write,
 		                       .max_namespaces = 4,
 		                       .grace_percent = 10,
 		                       .why_entries = 64,
@@ -39,7 +44,7 @@ void served_init(struct served *s, const struct store_policy *policies, uint32_t
 
 	thread_set_role(THREAD_LOOP);
 	*s = (struct served){ .now_ns = 1000 * MS };
-	s->tier = fake_tier_new(UINT64_C(16) << 20, UINT64_C(2) << 20, false);
+	s->tier = fake_tier_new(UINT64_C(16) << 20, UINT64_C(2) << 20, with->lower != NULL);
 	fake_tier_give_fds(s->tier);
 	r = life_init(&s->life);
 	assert(r == 0);
@@ -49,10 +54,24 @@ void served_init(struct served *s, const struct store_policy *policies, uint32_t
 	assert(r == 0);
 	r = loop_new(&s->loop);
 	assert(r == 0);
-	s->service = (struct service){ .store = s->store, .host = s->tier, .life = &s->life, .socket = "/nowhere/kvbmd.sock" };
+	s->service = (struct service){ .store = s->store,
+		                       .host = s->tier,
+		                       .life = &s->life,
+		                       .wait_ns = 1000 * MS,
+		                       .socket = "/nowhere/kvbmd.sock" };
 	r = service_init(&s->service);
 	assert(r == 0);
 	sessions_init(&s->sessions, s->loop, &s->service, &served_limits);
+}
+
+void served_init(struct served *s, const struct store_policy *policies, uint32_t n_policies)
+{
+	served_start(s, &(struct store_config){ .policies = policies, .n_policies = n_policies });
+}
+
+void served_init_lower(struct served *s, const struct store_config *with)
+{
+	served_start(s, with);
 }
 
 void served_forget_reply(struct served *s)

@@ -35,6 +35,9 @@ extern const struct sessions_config served_limits;
 
 /* 16 MiB in regions of 2; at most 4 namespaces. @policies may be NULL. */
 void served_init(struct served *s, const struct store_policy *policies, uint32_t n_policies);
+/* The same over a tier below, of which @with says what a struct store_config says; with real memory, and requests that wait up to 1 s.
+ * Before the end nothing may be moving. */
+void served_init_lower(struct served *s, const struct store_config *with);
 /* Ends sessions that are left, checks every identity and that nothing is left of anything. */
 void served_deinit(struct served *s);
 

@@ -49,6 +49,12 @@ static const struct {
 	{ "tick", 4, sim_tick },
 	{ "fault", 1, sim_fault },
 	{ "configure", 1, sim_configure },
+	/* without a tier below these do nothing */
+	{ "churn", 14, sim_churn },
+	{ "onboard", 12, sim_onboard },
+	{ "move", 20, sim_move },
+	{ "lower fault", 1, sim_lower_fault },
+	{ "restart", 1, sim_restart },
 };
 #define SIM_EVENTS (sizeof(sim_events) / sizeof(*sim_events))
 

@@ -8,16 +8,23 @@
 
 /* ---- what the model knows ---- */
 
-bool sim_is_held(const struct sim *w, const struct sim_ns *ns, uint32_t slot)
+bool sim_is_pinned(const struct sim *w, const struct sim_ns *ns, uint32_t slot)
 {
 	for (uint32_t i = 0; i < SIM_MAX_SESSIONS; i++) {
 		const struct sim_holder *sh = &w->sessions[i].in[sim_index(w, ns)];
 
 		if (w->sessions[i].state == SESSION_OPEN && sh->h &&
-		    (sh->held[slot] || shm_pin_count(atomic_load(&sh->page->pins[slot]))))
+		    (sh->held[slot] || shm_pin_count(shm_page_pin(sh->page, slot, ns->sn->ns.group_shift))))
 			return true;
 	}
 	return false;
+}
+
+bool sim_is_held(const struct sim *w, const struct sim_ns *ns, uint32_t slot)
+{
+	const struct ns *real = &ns->sn->ns;
+
+	return (real->moving && (real->moving[slot] || real->kept[slot])) || sim_is_pinned(w, ns, slot);
 }
 
 bool sim_is_present(const struct sim_ns *ns, int32_t key)
@@ -126,40 +133,71 @@ int32_t sim_lease_find(const struct sim_ns *ns, const struct sim_holder *sh, uin
 
 /* ---- the check ---- */
 
-static void check_dropped(struct sim *w, struct sim_ns *ns, struct sim_block *b)
+/* The copy in host memory went.  With a tier below that may happen whenever copies end or somebody asks for room. */
+static void check_left(struct sim *w, struct sim_ns *ns, struct sim_block *b)
 {
-	sim_must(w, w->drops != DROPS_NONE);
-	sim_must(w, w->drops == DROPS_ROOM || b->doomed);
+	sim_must(w, w->lower || w->drops != DROPS_NONE);
+	sim_must(w, w->lower || w->drops == DROPS_ROOM || b->doomed);
 	sim_must(w, !b->wanted);
-	sim_must(w, !sim_is_held(w, ns, b->slot));
-	b->present = false;
+	sim_must(w, !sim_is_pinned(w, ns, b->slot));
+	b->present = b->linked = false;
 	b->dropped = true;
-	ns->counts.dropped++;
-	w->n_dropped++;
+}
+
+/* It is in host memory without having been committed: it was brought up. */
+static void check_came(struct sim *w, struct sim_ns *ns, struct sim_block *b, const struct shm_entry *e)
+{
+	const struct shm_record *rec = &ns->sn->ns.records[e->slot];
+
+	sim_must(w, w->lower && b->below);
+	sim_must(w, e->generation > ns->generations[e->slot]);
+	sim_must(w, rec->parent == 0 || b->parent_below >= 0);
+	ns->generations[e->slot] = e->generation;
+	b->present = true;
+	b->slot = e->slot;
+	b->generation = e->generation;
+	b->parent = rec->parent ? b->parent_below : SIM_NO_KEY;
+}
+
+static void check_here(struct sim *w, struct sim_ns *ns, int32_t key, const struct shm_entry *e)
+{
+	struct sim_block *b = &ns->blocks[key];
+
+	if (!b->present)
+		check_came(w, ns, b, e);
+	sim_must(w, !b->doomed);
+	sim_must(w, e->slot == b->slot && e->generation == b->generation);
+	sim_must(w, ns_slot_state(&ns->sn->ns, b->slot) == SHM_REGISTERED);
+	sim_must(w, ns_slot_generation(&ns->sn->ns, b->slot) == b->generation);
+	sim_read_bytes(w, ns, b->slot, key);
 }
 
 static void check_key(struct sim *w, struct sim_ns *ns, int32_t key)
 {
 	struct sim_block *b = &ns->blocks[key];
+	const struct lower *lower = ns->sn->ns.lower;
+	bool was = b->present || b->below, found, below;
 	uint8_t bytes[KEY_MAX];
 	struct shm_entry e;
-	bool found;
 
 	sim_key(w, ns, key, bytes);
 	found = sim_look_up(w, ns, bytes, &e);
-	if (!b->present) {
-		sim_must(w, !found);
-		return;
+	below = lower && lower_find(lower, bytes) != LOWER_NONE;
+	if (below && !b->below) {
+		sim_must(w, b->present);
+		b->parent_below = b->parent;
 	}
-	if (!found) {
-		check_dropped(w, ns, b);
-		return;
+	if (found && b->present && e.slot != b->slot && w->lower) /* went and came back */
+		check_left(w, ns, b);
+	if (found)
+		check_here(w, ns, key, &e);
+	else if (b->present)
+		check_left(w, ns, b);
+	b->below = below;
+	if (was && !found && !below) {
+		ns->counts.dropped++;
+		w->n_dropped++;
 	}
-	sim_must(w, !b->doomed);
-	sim_must(w, e.slot == b->slot && e.generation == b->generation);
-	sim_must(w, ns_slot_state(&ns->sn->ns, b->slot) == SHM_REGISTERED);
-	sim_must(w, ns_slot_generation(&ns->sn->ns, b->slot) == b->generation);
-	sim_read_bytes(w, ns, b->slot, key);
 }
 
 /* Leaves go before their parents when a namespace makes room among its own. */
@@ -168,21 +206,29 @@ static void check_leaves(struct sim *w, struct sim_ns *ns)
 	for (uint32_t k = 0; k < ns->n_keys; k++) {
 		const struct sim_block *b = &ns->blocks[k];
 
-		if (b->present && b->parent >= 0)
+		if (b->present && b->parent >= 0 && (!w->lower || b->linked))
 			sim_must(w, !ns->blocks[b->parent].dropped || w->drops != DROPS_ROOM ||
 			                    w->drops_ns != sim_index(w, ns));
 	}
-	for (uint32_t k = 0; k < ns->n_keys; k++)
-		ns->blocks[k].dropped = ns->blocks[k].doomed = ns->blocks[k].wanted = false;
+	for (uint32_t k = 0; k < ns->n_keys; k++) {
+		struct sim_block *b = &ns->blocks[k];
+
+		b->linked = b->present && block_parent(&ns->sn->ns, b->slot) != NS_NONE;
+		b->dropped = b->doomed = b->wanted = false;
+	}
 }
 
 static void check_slots(struct sim *w, const struct sim_ns *ns)
 {
 	const struct ns *real = &ns->sn->ns;
-	uint32_t used = 0, partial = 0, quarantined = 0;
+	uint32_t used = 0, partial = 0, quarantined = 0, below = 0;
 
 	for (uint32_t k = 0; k < ns->n_keys; k++)
 		used += ns->blocks[k].present;
+	for (uint32_t k = 0; k < ns->n_keys; k++)
+		below += ns->blocks[k].below;
+	for (uint32_t slot = 0; real->moving && slot < ns->n_slots; slot++)
+		partial += real->moving[slot] && ns_slot_state(real, slot) == SHM_PARTIAL; /* being read into */
 	for (uint32_t i = 0; i < ns->n_partials; i++) {
 		const struct sim_partial *p = &ns->partials[i];
 
@@ -194,6 +240,7 @@ static void check_slots(struct sim *w, const struct sim_ns *ns)
 		quarantined += p->aborted;
 	}
 	sim_must(w, used == real->n_used && partial == real->n_partial && quarantined == real->n_quarantined);
+	sim_must(w, below == (real->lower ? real->lower->n_present : 0));
 }
 
 static void check_report(struct sim *w, const struct sim_ns *ns, const struct ns_report *r)
@@ -218,7 +265,8 @@ static void check_report(struct sim *w, const struct sim_ns *ns, const struct ns
 	sim_must(w, r->aborted == c.aborted);
 	if (ns->garbled)
 		return;
-	sim_must(w, r->looked_up == c.looked_up && r->hits == c.hits && r->misses == c.looked_up - c.hits);
+	sim_must(w, r->looked_up == c.looked_up && r->hits == c.hits && r->hits_lower == c.hits_lower &&
+	                    r->misses == c.looked_up - c.hits - c.hits_lower);
 	sim_must(w, r->pins == pins);
 }
 
@@ -280,9 +328,12 @@ static void check_metrics(struct sim *w)
 	sim_must(w, metrics_get(METRIC_blocks_stored) == metrics_get(METRIC_blocks_resident) +
 	                                                         metrics_get(METRIC_blocks_dropped) +
 	                                                         metrics_get(METRIC_blocks_deduplicated));
-	sim_must(w, metrics_get(METRIC_blocks_looked_up) == metrics_get(METRIC_hits_g2) + metrics_get(METRIC_misses));
+	sim_must(w, metrics_get(METRIC_blocks_looked_up) ==
+	                    metrics_get(METRIC_hits_g2) + metrics_get(METRIC_hits_g3) + metrics_get(METRIC_misses));
 	sim_must(w, metrics_get(METRIC_g2_slots) == metrics_get(METRIC_g2_slots_free) + metrics_get(METRIC_g2_slots_used) +
 	                                                    metrics_get(METRIC_g2_slots_quarantined));
+	sim_must(w, metrics_get(METRIC_g3_slots) == metrics_get(METRIC_g3_slots_free) + metrics_get(METRIC_g3_slots_used) +
+	                                                    metrics_get(METRIC_g3_slots_quarantined));
 }
 
 void sim_check(struct sim *w)
@@ -290,7 +341,9 @@ void sim_check(struct sim *w)
 	w->n_dropped = 0;
 	store_check(w->store);
 	check_namespaces(w);
-	sim_must(w, w->n_dropped == w->told_dropped);
+	/* A reserve tells how many left host memory; with a tier below they are not dropped by that. */
+	sim_must(w, (w->lower && w->drops != DROPS_DOOMED) || w->n_dropped == w->told_dropped);
+	sim_onboards_check(w);
 	check_quotas(w);
 	check_metrics(w);
 	w->drops = DROPS_NONE;

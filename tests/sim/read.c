@@ -153,7 +153,7 @@ static bool pin_raise(struct sim_holder *sh, const struct shm_ns *shm, uint32_t 
 {
 	uint32_t clock = atomic_load_explicit(&((struct shm_ns *)shm)->clock, memory_order_relaxed);
 
-	if (!shm_pin_raise(&sh->page->pins[slot], clock, SHM_PIN_COUNT_MASK))
+	if (!shm_page_raise(sh->page, slot, shm_group_shift(shm->n_slots), clock, SHM_PIN_COUNT_MASK))
 		return false;
 	atomic_store(&sh->page->pinned, ++sh->n_pins);
 	sh->pins[slot]++;
@@ -268,6 +268,8 @@ void sim_hostile(struct sim *w)
 		atomic_store(&sh->page->pins[sim_below(w, ns->n_slots)],
 		             sim_chance(w, 60) ? (uint32_t)rng_next(&w->rng) & ~SHM_PIN_COUNT_MASK
 		                               : (uint32_t)rng_next(&w->rng));
+	if (sim_chance(w, 50))
+		atomic_store(&sh->page->groups[0], (uint32_t)rng_next(&w->rng));
 	atomic_store(&sh->page->looked_up, rng_next(&w->rng));
 	atomic_store(&sh->page->hits, rng_next(&w->rng));
 	atomic_store(&sh->page->misses, rng_next(&w->rng));

@@ -5,6 +5,7 @@
  *   main.c    seeds, worker processes, the summary          world.c   a seed's node; sessions come and go
  *   model.c   what must be true after every event           memory.c  the client's side of shared memory: look-up, bytes
  *   write.c   reserve, commit, abort                        read.c    match, release, pins, hostile pages
+ *   lower.c   the tier below: copies that end in any order, faults, onboards, waits, restarts of the store
  *   admin.c   hints, stat, why, flush, drop, remove, time, refused memory, a reload
  *
  * The model knows nothing of policy: which block is dropped for room it only sees afterwards, and then asks whether that block
@@ -17,7 +18,9 @@
 #include <stdint.h>
 
 #include "base/rng.h"
+#include "move/onboard.h"
 #include "move/store_ns.h"
+#include "tests/lib/fake_lower.h"
 
 #define SIM_MAX_NS 4u
 #define SIM_MAX_SESSIONS 6u
@@ -25,13 +28,18 @@
 #define SIM_MAX_N 96u /* keys a request, at most */
 #define SIM_REMEMBERED 4u
 #define SIM_NO_KEY (-1)
+#define SIM_ONBOARDS 6u
+#define SIM_WAITS 4u
 
 struct sim_block { /* of one key */
 	bool present;
-	bool doomed;  /* expected to be dropped by the event in hand */
-	bool wanted;  /* named by the request in hand: not to be dropped for it */
-	bool dropped; /* by the event in hand */
-	int32_t parent;
+	bool doomed;                     /* expected to be dropped by the event in hand */
+	bool wanted;                     /* named by the request in hand: not to be dropped for it */
+	bool dropped;                    /* by the event in hand */
+	bool below;                      /* has a copy in the tier below */
+	bool lived;                      /* was somewhere when the daemon was killed */
+	bool linked;                     /* its parent, which is here, knows of it */
+	int32_t parent, parent_below;    /* as the copy there says */
 	uint32_t slot, generation, left; /* left: scratch of whoever counts children */
 };
 
@@ -82,6 +90,25 @@ struct sim_session {
 	struct sim_holder in[SIM_MAX_NS];
 };
 
+struct sim_onboard {
+	struct store_onboard o;
+	bool active, finished;
+	struct sim *w;
+	struct sim_session *s;
+	struct sim_ns *ns;
+	int32_t key[SIM_MAX_N];
+	uint8_t keys[SIM_MAX_N * KEY_MAX], status[SIM_MAX_N];
+	uint32_t slots[SIM_MAX_N], generations[SIM_MAX_N];
+	struct onboard_want wants[SIM_MAX_N];
+};
+
+struct sim_wait {
+	struct store_wait wait;
+	bool active;
+	struct sim_session *s;
+	struct sim_ns *ns;
+};
+
 enum sim_drops {
 	DROPS_NONE,
 	DROPS_DOOMED, /* exactly the blocks marked so */
@@ -102,7 +129,11 @@ struct sim {
 	struct sim_ns ns[SIM_MAX_NS];
 	struct sim_session sessions[SIM_MAX_SESSIONS];
 	uint32_t n_ns, max_namespaces;
-	bool with_memory, similar_keys, cyclic, fault_armed;
+	bool with_memory, with_lower, similar_keys, cyclic, fault_armed;
+	struct tier_lower *lower; /* NULL: there is none */
+	struct fake_sums *sums;
+	struct sim_onboard onboards[SIM_ONBOARDS];
+	struct sim_wait waits[SIM_WAITS];
 	/* what the event in hand may drop */
 	enum sim_drops drops;
 	uint32_t drops_ns, told_dropped, n_dropped;
@@ -137,7 +168,8 @@ struct sim_holder *sim_holder(struct sim *w, struct sim_session **ret_session, s
 
 /* ---- model.c ---- */
 void sim_check(struct sim *w);
-/* Is @slot pinned or held by anybody? */
+/* Is @slot pinned or held by anybody?  The other: or in use by the store itself? */
+bool sim_is_pinned(const struct sim *w, const struct sim_ns *ns, uint32_t slot);
 bool sim_is_held(const struct sim *w, const struct sim_ns *ns, uint32_t slot);
 bool sim_is_present(const struct sim_ns *ns, int32_t key);
 uint64_t sim_all_lanes(const struct sim_ns *ns);
@@ -166,7 +198,30 @@ bool sim_look_up(const struct sim *w, const struct sim_ns *ns, const uint8_t *ke
 void sim_write_bytes(struct sim *w, struct sim_ns *ns, uint32_t slot, uint64_t lanes, int32_t key);
 void sim_read_bytes(const struct sim *w, const struct sim_ns *ns, uint32_t slot, int32_t key);
 
+/* ---- lower.c ---- */
+void sim_lower_new(struct sim *w, uint64_t pool);
+void sim_lower_free(struct sim *w);
+/* What @s waits for in @ns, or in all of them (NULL), is cancelled. */
+void sim_lower_leave(struct sim *w, const struct sim_session *s, const struct sim_ns *ns);
+/* Who waits for room. */
+void sim_wait_begin(struct sim *w, struct sim_session *s, struct sim_ns *ns, uint32_t need);
+/* Everything that moves ends, in any order. */
+void sim_settle(struct sim *w);
+/* Onboards that ended in the event: what they said is so. */
+void sim_onboards_check(struct sim *w);
+
+/* ---- world.c ---- */
+void sim_store_new(struct sim *w);
+void sim_ns_appears(struct sim *w, struct sim_ns *ns);
+void sim_ns_forget(struct sim_ns *ns);
+void sim_everybody_leaves(struct sim *w);
+
 /* ---- events ---- */
+void sim_churn(struct sim *w);
+void sim_onboard(struct sim *w);
+void sim_move(struct sim *w);
+void sim_lower_fault(struct sim *w);
+void sim_restart(struct sim *w);
 void sim_reserve(struct sim *w);
 void sim_commit(struct sim *w);
 void sim_abort(struct sim *w);

@@ -47,20 +47,21 @@ static void sim_tree(struct sim *w, struct sim_ns *ns)
 
 static void sim_ns_new(struct sim *w, struct sim_ns *ns, uint64_t pool)
 {
-	uint64_t block = pool / (4 + sim_below(w, sim_chance(w, 90) ? 60 : 400));
+	/* With a tier below host memory is to be short. */
+	uint64_t block = pool / (4 + sim_below(w, w->with_lower ? 20 : sim_chance(w, 90) ? 60 : 400));
 
 	snprintf(ns->desc.name, sizeof(ns->desc.name), "ns%u", sim_index(w, ns));
 	snprintf(ns->desc.model, sizeof(ns->desc.model), "model");
 	ns->desc.lanes = sim_lanes(w);
 	ns->desc.key_bytes = sim_chance(w, 70) ? 8u << sim_below(w, 3) : 8 + sim_below(w, 25);
 	ns->desc.lane_bytes = block / ns->desc.lanes;
-	if (sim_chance(w, 70))
+	if (sim_chance(w, w->with_lower ? 95 : 70))
 		ns->desc.lane_bytes = ns->desc.lane_bytes / 4096 * 4096;
 	if (ns->desc.lane_bytes < 64)
 		ns->desc.lane_bytes = 64;
 	ns->desc.confirm = sim_chance(w, 50);
 	ns->desc.num_layers = ns->desc.page_size = ns->desc.inner_dim = ns->desc.outer_dim = 1;
-	ns->n_keys = 3 + sim_below(w, sim_chance(w, 90) ? 50 : 250);
+	ns->n_keys = 3 + sim_below(w, sim_chance(w, 90) ? 50 : 250) + (w->with_lower ? 20 : 0);
 	ns->tree = calloc(ns->n_keys, sizeof(*ns->tree));
 	ns->blocks = calloc(ns->n_keys, sizeof(*ns->blocks));
 	assert(ns->tree && ns->blocks);
@@ -71,6 +72,9 @@ static void sim_policy(struct sim *w, struct sim_ns *ns, struct store_policy *po
 {
 	memcpy(policy->name, ns->desc.name, sizeof(policy->name));
 	policy->share_bytes = sim_chance(w, 70) ? rng_below(&w->rng, pool / w->n_ns + 1) : 0;
+	policy->lower_share_bytes = sim_chance(w, 50) ? rng_below(&w->rng, pool) : 0;
+	policy->lower_max_bytes = sim_chance(w, 80) ? UINT64_MAX : rng_below(&w->rng, 2 * pool);
+	policy->write = (enum store_write)(sim_chance(w, 70) ? STORE_WRITE_ON_EVICT : sim_below(w, 4));
 	policy->max_bytes = sim_chance(w, 60) ? UINT64_MAX : policy->share_bytes + rng_below(&w->rng, pool);
 	if (sim_chance(w, 15)) {
 		policy->uids = w->policy_uids;
@@ -79,7 +83,7 @@ static void sim_policy(struct sim *w, struct sim_ns *ns, struct store_policy *po
 	ns->policy = policy;
 }
 
-static void sim_ns_appears(struct sim *w, struct sim_ns *ns)
+void sim_ns_appears(struct sim *w, struct sim_ns *ns)
 {
 	ns->sn = store_find(w->store, ns->desc.name);
 	if (!ns->sn || ns->generations)
@@ -91,13 +95,37 @@ static void sim_ns_appears(struct sim *w, struct sim_ns *ns)
 	        (unsigned long long)ns->desc.lane_bytes, ns->desc.key_bytes, ns->sn->ns.geo.max_slots);
 }
 
+/* It is not there any more. */
+void sim_ns_forget(struct sim_ns *ns)
+{
+	free(ns->generations);
+	free(ns->partials);
+	ns->generations = NULL;
+	ns->partials = NULL;
+	ns->n_partials = ns->n_slots = 0;
+	ns->counts = (struct ns_counts){ 0 };
+	ns->garbled = false;
+	ns->sn = NULL;
+	for (uint32_t k = 0; k < ns->n_keys; k++)
+		ns->blocks[k].present = ns->blocks[k].below = false;
+}
+
 /* ---- the whole ---- */
+
+void sim_store_new(struct sim *w)
+{
+	int r = store_new(&w->config, &w->store);
+
+	sim_must(w, r == 0);
+	store_on_pins(w->store, sim_on_pins, w);
+	if (w->lower)
+		store_lower_user(w->store, &w->lower->user);
+}
 
 void sim_world_new(struct sim *w, uint64_t seed)
 {
 	uint64_t pool;
 	uint32_t n_policies = 0;
-	int r;
 
 	w->seed = seed;
 	w->doing = "start";
@@ -105,9 +133,10 @@ void sim_world_new(struct sim *w, uint64_t seed)
 	metrics_reset();
 	w->n_events = 100 + sim_below(w, sim_chance(w, 80) ? 1000 : 4000);
 	w->now_ns = 1 + rng_below(&w->rng, UINT64_C(1) << 50);
-	w->with_memory = sim_chance(w, 40);
 	w->similar_keys = sim_chance(w, 20);
-	w->cyclic = sim_chance(w, 8);
+	w->cyclic = sim_chance(w, 4);
+	w->with_lower = !w->cyclic && sim_chance(w, 52);
+	w->with_memory = w->with_lower || sim_chance(w, 40);
 	w->config.write_timeout_ns = UINT64_C(1000000) * (1 + sim_below(w, 20000));
 	w->n_ns = sim_chance(w, 40) ? 1 : 2 + sim_below(w, SIM_MAX_NS - 1);
 	w->max_namespaces = sim_chance(w, 90) ? w->n_ns : 1 + sim_below(w, w->n_ns);
@@ -130,27 +159,42 @@ void sim_world_new(struct sim *w, uint64_t seed)
 	w->config.why_entries = sim_chance(w, 80) ? 64 : sim_below(w, 4);
 	w->config.policies = w->policies;
 	w->config.boot_id = seed;
-	r = store_new(&w->config, &w->store);
-	sim_must(w, r == 0);
-	store_on_pins(w->store, sim_on_pins, w);
-	sim_say(w, "%llu MiB, %u namespaces, %u policies%s%s", (unsigned long long)(pool / MIB), w->n_ns, n_policies,
-	        w->with_memory ? ", with memory" : "", w->cyclic ? ", cyclic" : "");
+	if (w->with_lower)
+		sim_lower_new(w, pool);
+	sim_store_new(w);
+	if (w->with_lower)
+		fake_lower_recover(w->lower, &w->rng, true);
+	sim_say(w, "%llu MiB, %u namespaces, %u policies%s%s%s", (unsigned long long)(pool / MIB), w->n_ns, n_policies,
+	        w->with_memory ? ", with memory" : "", w->cyclic ? ", cyclic" : "", w->lower ? ", a tier below" : "");
 }
 
-void sim_world_free(struct sim *w)
+void sim_everybody_leaves(struct sim *w)
 {
 	struct sim_session *s;
 
-	w->doing = "end";
 	while ((s = sim_session(w, SESSION_OPEN)))
 		sim_leave(w, s, sim_chance(w, 50));
 	while ((s = sim_session(w, SESSION_ZOMBIE)))
 		sim_zombie_dies(w, s);
+}
+
+void sim_world_free(struct sim *w)
+{
+	w->doing = "end";
+	sim_everybody_leaves(w);
+	if (w->lower) {
+		store_stop_moving(w->store);
+		sim_settle(w);
+	}
 	sim_check(w);
+	sim_say(w, "%llu blocks written down, %llu brought up since the last start",
+	        (unsigned long long)metrics_get(METRIC_blocks_offloaded),
+	        (unsigned long long)metrics_get(METRIC_blocks_onboarded));
 	sim_must(w, metrics_get(METRIC_leases) == 0 && metrics_get(METRIC_pins) == 0);
 	sim_must(w, metrics_get(METRIC_g2_slots_quarantined) == 0);
 	w->store = store_free(w->store);
 	fake_tier_free(w->tier);
+	sim_lower_free(w);
 	for (uint32_t i = 0; i < w->n_ns; i++) {
 		free(w->ns[i].tree);
 		free(w->ns[i].blocks);
@@ -283,6 +327,7 @@ static void sim_close(struct sim *w, struct sim_session *s, struct sim_ns *ns, b
 		ns->counts.looked_up += sh->looked_up;
 		ns->counts.hits += sh->hits;
 	}
+	sim_lower_leave(w, s, ns);
 	for (uint32_t i = 0; i < sh->n_leases; i++)
 		sim_partial_abort(ns, &ns->partials[sh->leases[i].partial]);
 	while (dead && sh->n_leases)

@@ -101,6 +101,11 @@ static void reserve_refused(struct sim *w, struct sim_write *q, const struct res
 	sim_must(w, (r == STORE_E_LIMIT) == (e->fresh + e->joins > write_quota_left(q->s, QUOTA_SLOTS)));
 	if (r == STORE_E_LIMIT)
 		return;
+	if (r == STORE_E_WAIT && w->lower) {
+		if (sim_chance(w, 60))
+			sim_wait_begin(w, q->s, q->ns, e->fresh);
+		return;
+	}
 	sim_must(w, r == STORE_E_NOSPACE);
 	sim_say(w, "%u free, %u droppable, %u wanted", real->n_free, sim_droppable(w, q->ns), e->fresh);
 	sim_must(w, w->fault_armed || real->n_free + sim_droppable(w, q->ns) < e->fresh);
@@ -153,6 +158,7 @@ void sim_reserve(struct sim *w)
 	a.keys = keyed ? q.bytes : NULL;
 	a.n = q.n;
 	a.lane = q.lane;
+	a.now = sim_chance(w, 25);
 	r = store_reserve(q.sh->h, &a);
 	sim_say(w, "session %u, %s: %u keys (%u new, %u joined), lane %d: %d, dropped %u", q.s->number, q.ns->desc.name,
 	        q.n, e.fresh, e.joins, (int)q.lane, r, a.dropped);
@@ -310,12 +316,15 @@ static void commit_registered(struct sim *w, struct sim_write *q, uint32_t i, in
 		return;
 	}
 	sim_must(w, q->states[i] == STORE_NEW);
+	q->ns->counts.deduplicated += b->below && q->out_slots[i] != STORE_NO_SLOT;
 	if (q->out_slots[i] == STORE_NO_SLOT) { /* its part of the index is full */
 		q->ns->counts.dropped++;
 		return;
 	}
 	sim_must(w, q->out_slots[i] == q->slots[i] && q->out_generations[i] == q->generations[i]);
 	*b = (struct sim_block){ .present = true,
+		                 .below = b->below,
+		                 .parent_below = b->parent_below,
 		                 .parent = commit_parent(q->ns, q->keys[i], parent),
 		                 .slot = q->slots[i],
 		                 .generation = q->generations[i] };

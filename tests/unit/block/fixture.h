@@ -162,21 +162,28 @@ static inline void fixture_empty(struct fixture *f)
 	ck_assert_uint_eq(block_orphan_bytes(&f->ns), 0);
 }
 
-/* The rest of main(); @b may be NULL. */
-static inline int fixture_run(const char *name, TCase *a, TCase *b)
+/* The rest of main(). */
+static inline int fixture_run_all(const char *name, TCase *const *cases, size_t n)
 {
 	Suite *s = suite_create(name);
 	SRunner *sr;
 	int failed;
 
-	suite_add_tcase(s, a);
-	if (b)
-		suite_add_tcase(s, b);
+	for (size_t i = 0; i < n; i++)
+		suite_add_tcase(s, cases[i]);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);
 	failed = srunner_ntests_failed(sr);
 	srunner_free(sr);
 	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* @b may be NULL. */
+static inline int fixture_run(const char *name, TCase *a, TCase *b)
+{
+	TCase *const cases[] = { a, b };
+
+	return fixture_run_all(name, cases, b ? 2 : 1);
 }
 
 #endif

@@ -515,9 +515,184 @@ START_TEST(kinship_as_counted_plainly)
 }
 END_TEST
 
+/* ---- copies below ---- */
+
+static struct lower lower;
+
+static void setup_lower(void)
+{
+	struct lower_config c = { .key_bytes = 16, .n_areas = 1, .area_slots = 32, .max_slots = 32 };
+
+	setup();
+	c.salt = f.ns.index.salt;
+	ck_assert_int_eq(lower_init(&lower, &c), 0);
+	lower_area_add(&lower, 0, 32);
+	f.ns.lower = &lower;
+	f.ns.moving = calloc(2 * 32, 1);
+	f.ns.kept = calloc(2 * 32, sizeof(*f.ns.kept));
+	ck_assert(f.ns.moving && f.ns.kept);
+}
+
+static void teardown_lower(void)
+{
+	f.ns.lower = NULL;
+	lower_check(&lower);
+	lower_deinit(&lower);
+	teardown();
+}
+
+/* As if the block of key @n had been written down. */
+static void copy_down(uint32_t n)
+{
+	uint32_t slot = fixture_find(&f, n);
+	struct lower_what what = { .key = f.ns.records[slot].key, .parent = f.ns.records[slot].parent, .sum = 5, .touch = 1 };
+
+	block_set_sum(&f.ns, slot, 5);
+	ck_assert_int_eq(lower_register(&lower, lower_take(&lower), &what), 0);
+	f.ns.twins++;
+}
+
+/* The copy of key @n comes up again; @parent 0: nobody knows it. */
+static int copy_up(uint32_t n, uint32_t parent, uint32_t *ret_slot)
+{
+	uint8_t key[KEY_MAX], parent_key[KEY_MAX];
+	const struct lower_copy *c = lower_at(&lower, lower_find(&lower, fixture_key(n, key)));
+	struct block_back back = { .key = c->key, .parent = c->parent, .sum = c->sum };
+	uint32_t slot = ns_slot_take(&f.ns);
+	int r;
+
+	if (parent)
+		back.parent_key = fixture_key(parent, parent_key);
+	r = block_restore(&f.ns, slot, &back, ret_slot);
+	if (r == 0)
+		heat_place(&f.ns.heat, slot);
+	else
+		ns_slot_free(&f.ns, slot, SHM_PARTIAL);
+	return r;
+}
+
+static void check_sums(void)
+{
+	ck_assert_uint_eq(f.ns.counts.stored,
+	                  f.ns.n_used + lower.n_present - f.ns.twins + f.ns.counts.dropped + f.ns.counts.deduplicated);
+}
+
+START_TEST(a_block_below_is_neither_dropped_nor_stored_again)
+{
+	uint32_t slot;
+
+	fixture_store(&h, 1, 0);
+	copy_down(1);
+	fixture_drop(&f, fixture_find(&f, 1));
+	ck_assert_uint_eq(f.ns.twins, 0);
+	ck_assert_uint_eq(f.ns.counts.dropped, 0);
+	check_sums();
+	ck_assert_int_eq(copy_up(1, 0, &slot), 0);
+	ck_assert_uint_eq(fixture_find(&f, 1), slot);
+	ck_assert_uint_eq(f.ns.records[slot].sum, 5);
+	ck_assert_uint_eq(f.ns.twins, 1);
+	ck_assert_uint_eq(f.ns.counts.stored, 1);
+	check_sums();
+	/* Twice: the first stays. */
+	ck_assert_int_eq(copy_up(1, 0, &slot), BLOCK_E_EXISTS);
+	ck_assert_uint_eq(fixture_find(&f, 1), slot);
+	check_sums();
+	/* Committed anew while it is only below: one block, twice stored. */
+	fixture_drop(&f, slot);
+	fixture_store(&h, 1, 0);
+	ck_assert_uint_eq(f.ns.counts.stored, 2);
+	ck_assert_uint_eq(f.ns.counts.deduplicated, 1);
+	ck_assert_uint_eq(f.ns.twins, 1);
+	check_sums();
+	lower_forget(&lower, lower_find(&lower, f.ns.records[fixture_find(&f, 1)].key));
+	f.ns.twins--;
+	fixture_drop(&f, fixture_find(&f, 1));
+	ck_assert_uint_eq(f.ns.counts.dropped, 1);
+	check_sums();
+}
+END_TEST
+
+START_TEST(what_comes_up_finds_its_parent)
+{
+	uint32_t parent, child;
+
+	fixture_store(&h, 1, 0);
+	fixture_store(&h, 2, 1);
+	copy_down(1);
+	copy_down(2);
+	fixture_drop(&f, fixture_find(&f, 2));
+	fixture_drop(&f, fixture_find(&f, 1));
+	/* In order, in the other order, and where nobody knows the parent. */
+	ck_assert_int_eq(copy_up(1, 0, &parent), 0);
+	ck_assert_int_eq(copy_up(2, 1, &child), 0);
+	ck_assert_uint_eq(block_parent(&f.ns, child), parent);
+	ck_assert_uint_eq(children(parent), 1);
+	fixture_drop(&f, child);
+	fixture_drop(&f, parent);
+	for (uint32_t known = 0; known < 2; known++) {
+		ck_assert_int_eq(copy_up(2, known, &child), 0);
+		ck_assert_uint_eq(block_parent(&f.ns, child), NS_NONE);
+		ck_assert_int_eq(copy_up(1, 0, &parent), 0);
+		ck_assert_uint_eq(block_parent(&f.ns, child), parent);
+		ck_assert_uint_eq(children(parent), 1);
+		fixture_drop(&f, child);
+		ck_assert_uint_eq(children(parent), 0);
+		fixture_drop(&f, parent);
+	}
+	lower_forget(&lower, 0);
+	lower_forget(&lower, 1);
+}
+END_TEST
+
+static uint32_t pick_down(void)
+{
+	uint64_t budget = 1000;
+	uint32_t slot;
+
+	return heat_pick_down(&f.ns.heat, &slot, &budget) ? slot : NS_NONE;
+}
+
+START_TEST(children_on_their_way_out_do_not_keep_their_parent)
+{
+	uint32_t a = fixture_store(&h, 1, 0), b = fixture_store(&h, 2, 1), c = fixture_store(&h, 3, 1), slot;
+	uint64_t budget = 1000;
+
+	ck_assert_uint_eq(pick_down(), b); /* the parent is looked at first, and parked */
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 1);
+	ck_assert_uint_eq(pick_down(), c);
+	ck_assert_uint_eq(pick_down(), a);
+	ck_assert_uint_eq(pick_down(), NS_NONE);
+	heat_clean(&f.ns.heat, a);
+	heat_clean(&f.ns.heat, b);
+	/* To be dropped it waits for all of them. */
+	ck_assert(heat_pick_ready(&f.ns.heat, &slot, &budget));
+	ck_assert_uint_eq(slot, b);
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 1);
+	ck_assert(!heat_pick_ready(&f.ns.heat, &slot, &budget));
+	fixture_drop(&f, b);
+	heat_place(&f.ns.heat, c); /* could not be written */
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 0);
+	ck_assert_uint_eq(pick_down(), c);
+	heat_clean(&f.ns.heat, c);
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 1);
+	/* Condemned where it is, and pardoned: it is counted as before. */
+	block_condemn(&f.ns, c);
+	block_pardon(&f.ns, c);
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 1);
+	ck_assert_uint_eq(children(a), 1);
+	/* The parent goes first, by an administrator; its slot has another block. */
+	fixture_drop(&f, a);
+	a = fixture_store(&h, 4, 0);
+	heat_unclean(&f.ns.heat, c);
+	ck_assert_uint_eq(f.ns.blocks[a].leaving, 0);
+	ck_assert(!(f.ns.blocks[c].heat.flags & HEAT_F_COUNTED));
+}
+END_TEST
+
 int main(void)
 {
-	TCase *tc = tcase_create("block"), *twins = tcase_create("twins");
+	TCase *tc = tcase_create("block"), *twins = tcase_create("twins"), *below = tcase_create("below");
+	TCase *const cases[] = { tc, twins, below };
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, registers_and_is_found);
@@ -541,9 +716,13 @@ int main(void)
 	tcase_add_test(tc, family_is_condemned_and_pardoned_together);
 	tcase_add_test(tc, children_are_listed);
 	tcase_add_loop_test(tc, kinship_as_counted_plainly, 0, 20);
+	tcase_add_checked_fixture(below, setup_lower, teardown_lower);
+	tcase_add_test(below, a_block_below_is_neither_dropped_nor_stored_again);
+	tcase_add_test(below, what_comes_up_finds_its_parent);
+	tcase_add_test(below, children_on_their_way_out_do_not_keep_their_parent);
 	tcase_add_checked_fixture(twins, setup_long_keys, teardown);
 	tcase_add_test(twins, twins_are_two_blocks);
 	tcase_add_test(twins, twin_of_an_absent_parent_goes);
 	tcase_add_loop_test(twins, one_twin_takes_orphans_on, 0, 2);
-	return fixture_run("block", tc, twins);
+	return fixture_run_all("block", cases, 3);
 }

@@ -43,7 +43,9 @@ static void ops_prefetch(void *ctx, uint32_t slot)
 	assert(slot < SLOTS);
 }
 
-static const struct heat_ops ops = { ops_mark, ops_held, ops_has_children, ops_prefetch };
+static const struct heat_ops ops = {
+	.mark = ops_mark, .held = ops_held, .has_children = ops_has_children, .prefetch = ops_prefetch
+};
 
 static void open_heat(uint32_t n_slots, uint32_t grace)
 {
@@ -616,6 +618,141 @@ START_TEST(no_slots_abort)
 }
 END_TEST
 
+/* ---- towards the tier below ---- */
+
+static uint32_t pick_down(void)
+{
+	uint64_t budget = 1000;
+	uint32_t slot;
+
+	return heat_pick_down(&heat, &slot, &budget) ? slot : NS_NONE;
+}
+
+static uint32_t pick_ready(void)
+{
+	uint64_t budget = 1000;
+	uint32_t slot;
+
+	return heat_pick_ready(&heat, &slot, &budget) ? slot : NS_NONE;
+}
+
+START_TEST(what_is_clean_goes_after_grace_and_before_the_order)
+{
+	for (uint32_t i = 0; i < 6; i++) {
+		tick();
+		come(i, NS_NONE);
+	}
+	ck_assert_uint_eq(pick_down(), 0);
+	ck_assert_uint_eq(pick_down(), 1);
+	ck_assert_uint_eq(pick_ready(), NS_NONE); /* they are being written */
+	heat_clean(&heat, 1);
+	heat_clean(&heat, 0);
+	heat_release(&heat, 5);
+	ck_assert_uint_eq(heat.clean_live, 2);
+	ck_assert_uint_eq(heat.in_order, 3);
+	ck_assert_uint_eq(drop(), 5);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_uint_eq(pick_ready(), 0);
+	heat_place(&heat, 0); /* pinned after all */
+	ck_assert_uint_eq(pick_ready(), NS_NONE);
+	for (uint32_t i = 0; i < 5; i++)
+		if (i != 1)
+			ck_assert_uint_eq(drop(), i);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(a_use_rescues_what_is_clean)
+{
+	for (uint32_t i = 0; i < 4; i++) {
+		tick();
+		come(i, NS_NONE);
+	}
+	for (uint32_t i = 0; i < 3; i++) {
+		ck_assert_uint_eq(pick_down(), i);
+		heat_clean(&heat, i);
+	}
+	tick();
+	use(1);
+	heat_unclean(&heat, 2); /* its copy is lost */
+	heat_unclean(&heat, 3); /* never was */
+	ck_assert_uint_eq(pick_ready(), 0);
+	go(0);
+	ck_assert_uint_eq(pick_ready(), NS_NONE);
+	ck_assert(marks[1].flags & HEAT_F_HIT);
+	ck_assert_uint_eq(heat.clean_live, 0);
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 3);
+	ck_assert_uint_eq(drop(), 1);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(clean_parents_wait_for_their_children)
+{
+	come(0, NS_NONE);
+	tick();
+	come(1, 0);
+	heat_forget(&heat, 0);
+	heat_clean(&heat, 0);
+	ck_assert_uint_eq(pick_ready(), NS_NONE);
+	ck_assert_uint_eq(heat.parked, 1);
+	ck_assert_uint_eq(drop(), 1);
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(cleaning_does_not_make_memory_grow)
+{
+	uint64_t most = 0;
+
+	for (uint32_t i = 0; i < 100; i++)
+		come(i, NS_NONE);
+	for (uint32_t round = 0; round < 400000; round++) {
+		uint32_t slot = pick_down();
+
+		heat_clean(&heat, slot);
+		heat_unclean(&heat, slot);
+		if (heat_bytes(&heat) > most)
+			most = heat_bytes(&heat);
+	}
+	ck_assert_uint_le(most, 2u << 20);
+	for (uint32_t i = 0; i < 100; i++)
+		ck_assert_uint_ne(drop(), NS_NONE);
+	ck_empty();
+}
+END_TEST
+
+/* An order that is kept in another one's ticks: far ahead, step by step, and across the end of the numbers. */
+START_TEST(another_clock_is_followed)
+{
+	static const uint32_t steps[] = { 1, 7, 1000, 5000 };
+	uint32_t n = 0;
+
+	heat_follow(&heat, 0x7ffffff0);
+	heat_follow(&heat, 0xffff0000 + 1000);
+	ck_assert_uint_eq(heat.clock, 0xffff0000 + 1000);
+	heat_follow(&heat, 0xffff0000); /* older: nothing happens */
+	ck_assert_uint_eq(heat.clock, 0xffff0000 + 1000);
+	heat_follow(&heat, (uint32_t)-60 * steps[_i]);
+	for (; n < 100; n++) {
+		heat_follow(&heat, heat.clock + steps[_i]);
+		ck_assert_uint_lt(heat.clock - heat.oldest, HEAT_BUCKETS);
+		come(n, NS_NONE);
+	}
+	ck_assert_uint_lt(heat.clock, 0x80000000);
+	for (uint32_t i = 0; i < 100; i++)
+		ck_assert_uint_eq(drop(), i);
+	/* Empty: the longest step takes no time. */
+	for (uint32_t i = 0; i < 1000; i++)
+		heat_follow(&heat, heat.clock + 0x7fffffff);
+	come(1, NS_NONE);
+	ck_assert_uint_eq(drop(), 1);
+	ck_empty();
+}
+END_TEST
+
 int main(void)
 {
 	TCase *tc = tcase_create("order"), *grace = tcase_create("grace");
@@ -639,6 +776,11 @@ int main(void)
 	tcase_add_test_raise_signal(tc, placing_twice_aborts, SIGABRT);
 	tcase_add_test_raise_signal(tc, no_slots_abort, SIGABRT);
 	tcase_add_checked_fixture(grace, setup, teardown);
+	tcase_add_test(grace, what_is_clean_goes_after_grace_and_before_the_order);
+	tcase_add_test(grace, a_use_rescues_what_is_clean);
+	tcase_add_test(grace, clean_parents_wait_for_their_children);
+	tcase_add_test(grace, cleaning_does_not_make_memory_grow);
+	tcase_add_loop_test(grace, another_clock_is_followed, 0, 4);
 	tcase_add_test(grace, released_blocks_go_first);
 	tcase_add_test(grace, a_touch_rescues);
 	tcase_add_test(grace, release_forgets_earlier_uses);

@@ -80,7 +80,11 @@ static void open_table(uint64_t n_lines, uint32_t key_bytes)
 		memset(&records[i], 0, sizeof(records[i]));
 		memcpy(records[i].key + key_bytes - 8, &i, sizeof(i));
 	}
-	ix = (struct index){ .lines = lines, .records = records, .n_lines = n_lines, .key_bytes = key_bytes };
+	ix = (struct index){ .lines = lines,
+		             .keys = records->key,
+		             .key_stride = sizeof(*records),
+		             .n_lines = n_lines,
+		             .key_bytes = key_bytes };
 	ix.salt[0] = 77;
 	ix.salt[1] = 78;
 }

@@ -304,6 +304,7 @@ END_TEST
 
 static void pin(struct holder *h, uint32_t slot, uint32_t tick, uint32_t count)
 {
+	shm_page_mark(h->page, slot, f.ns.group_shift);
 	atomic_store(&h->page->pins[slot], (tick & SHM_STAMP_MASK) << SHM_PIN_COUNT_BITS | count);
 }
 

@@ -175,9 +175,8 @@ static uint32_t race_new_key(struct rng *rng)
 
 static void race_evictor(uint64_t rounds, bool until_wrong)
 {
-	uint64_t start = clock_now_ns();
+	uint64_t start = clock_now_ns(), hits = 0;
 	uint32_t at = 0, delay = 0;
-	uint64_t hits = 0;
 	struct rng rng;
 
 	rng_init(&rng, 2);
@@ -188,6 +187,7 @@ static void race_evictor(uint64_t rounds, bool until_wrong)
 		if (race.rounds % 256 == 0 && (clock_now_ns() - start > PATIENCE_NS || (until_wrong && race.wrong > 0)))
 			break;
 		atomic_store_explicit(&race.key, race.keys[slot], memory_order_relaxed);
+		race.holder.page->groups[0] = 0; /* each time the first pin of its group */
 		must(race_meet(&race.at_daemon, &race.at_client, ++at));
 		race_dawdle(&rng, 2 * delay + 8);
 		race_clog(&rng, race.clog[1], CLOG_EVICTOR);
@@ -239,6 +239,7 @@ static void race_open(void)
 	v->n_slots = f->geo.n_regions << f->geo.shift;
 	v->n_regions = f->geo.n_regions;
 	v->shift = f->geo.shift;
+	v->group_shift = f->ns.group_shift;
 	v->lanes = 1;
 	v->key_bytes = 16;
 	race.ns.view = v;

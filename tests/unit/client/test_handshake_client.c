@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The hand-shake with the client's fence left out: a private copy of client/lookup.c takes its place in this program. */
-#include "proto/shm.h"
+#include "proto/shm_pin.h"
 
 #define shm_fence() atomic_signal_fence(memory_order_seq_cst)
 #include "client/lookup.c"

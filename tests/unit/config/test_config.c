@@ -94,6 +94,14 @@ static const struct row {
 	{ "g2", "huge_pages", "require", NULL, "yes", NULL },
 	{ "g2", "numa", "off", NULL, "2", NULL },
 	{ "g2", "grace", "25", "25%", "x%", "101%" },
+	{ "g2", "low_watermark", "10%", NULL, "low", "51%" },
+	{ "g3", "path", "/a , /dev/nvme0n1", "/a,/dev/nvme0n1", "/a,b", NULL },
+	{ "g3", "size", "2T", NULL, "2TB", "1025T" },
+	{ "g3", "write", "through", NULL, "back", NULL },
+	{ "g3", "depth", "64", NULL, "deep", "1025" },
+	{ "g3", "wait", "0.2s", "200ms", "long", "61s" },
+	{ "g3", "io_timeout", "1m", NULL, "10", "1ms" },
+	{ "g3", "write_budget", "1.5T", "1536G", "1 T", "1025T" },
 	{ "limits", "leases_per_session", "1", NULL, "1.5", "4294967296" },
 	{ "limits", "pins_per_session", "4294967295", NULL, "", "0" },
 	{ "limits", "slots_per_session", "10", NULL, "0x10", "0" },
@@ -105,15 +113,21 @@ static const struct row {
 	{ "namespace a", "share", "25%", NULL, "25 %", "101%" },
 	{ "namespace a", "max", "0.25G", "256M", "%", "65T" },
 	{ "namespace a", "uids", "7", NULL, "7,", "4294967295" },
+	{ "namespace a", "g3_share", "1G", NULL, "a lot", "101%" },
+	{ "namespace a", "g3_max", "0", NULL, "%", "101%" },
+	{ "namespace a", "g3_write", "never", NULL, "sometimes", NULL },
 };
 #define N_ROWS (sizeof(rows) / sizeof(rows[0]))
 
 START_TEST(every_row)
 {
 	const struct row *row = &rows[_i];
+	bool is_path = strcmp(row->key, "path") == 0;
 	char text[256], line[256], *out;
 
-	snprintf(text, sizeof(text), "[%s]\n%s = %s\n", row->section, row->key, row->good);
+	/* Some do nothing without g3, and are refused then. */
+	snprintf(text, sizeof(text), "[%s]\n%s = %s\n%s", row->section, row->key, row->good,
+	         is_path ? "" : "[g3]\npath = /g3\n");
 	accepts(text);
 	out = printed(config_print, &c);
 	snprintf(line, sizeof(line), "# t.conf:2\n%s = %s\n", row->key, row->shown ? row->shown : row->good);
@@ -176,9 +190,9 @@ START_TEST(what_is_not_known_is_refused)
 {
 	refuses("[g2]\nszie = 1G\n", "t.conf:2: g2.szie: did you mean g2.size? unknown key");
 	refuses("[daemon]\nsize = 1G\n", "did you mean g2.size?");
-	refuses("[g3]\nsize = 1G\n", "t.conf:1: unknown section [g3]; did you mean [g2]?");
+	refuses("[g4]\nsize = 1G\n", "t.conf:1: unknown section [g4]; did you mean [g2]?");
 	refuses("[limit]\n", "did you mean [limits]?");
-	refuses("[g2]\n\n\npath = /dev/hugepages\n", "t.conf:4: g2.path: unknown key");
+	refuses("[g2]\n\n\npath = /dev/hugepages\n", "t.conf:4: g2.path: did you mean g3.path? unknown key");
 	refuses("[metrics]\nlisten=\n", "unknown section [metrics]");
 	refuses("[g2]\n = 5\n", "unknown key");
 	refuses("size = 1G\n", "before the first [section]");
@@ -280,6 +294,53 @@ START_TEST(contradictions)
 	ck_assert_int_eq(config_check(&c, UINT64_C(9) << 30, &e), 0);
 	ck_assert_int_eq(config_check(&c, UINT64_C(8) << 30, &e), CONFIG_E_BAD);
 	ck_assert_str_eq(e.text, "t.conf:2: g2.size: 9G, but this machine has 8G of memory");
+}
+END_TEST
+
+/* Of a tier that is not there, of files that cannot be its, of more of it than there is. */
+START_TEST(contradictions_of_g3)
+{
+	static const char *const lines[] = { "size = 1G", "write = never",   "depth = 8",
+		                             "wait = 2s", "io_timeout = 1s", "write_budget = 1T" };
+	char text[256], wanted[128];
+
+	for (size_t i = 0; i < sizeof(lines) / sizeof(*lines); i++) {
+		snprintf(text, sizeof(text), "[g3]\n%s\n", lines[i]);
+		snprintf(wanted, sizeof(wanted), "t.conf:2: g3.%.*s: does nothing without g3.path",
+		         (int)strcspn(lines[i], " "), lines[i]);
+		refuses(text, wanted);
+		snprintf(text, sizeof(text), "[g3]\n%s\npath =\n", lines[i]);
+		refuses(text, wanted);
+		snprintf(text, sizeof(text), "[g3]\n%s\npath = /a\n", lines[i]);
+		accepts(text);
+	}
+	accepts("[g3]\nwrite = on-evict\n"); /* what is printed is taken */
+	refuses("[g2]\nlow_watermark = 10%\n", "t.conf:2: g2.low_watermark: does nothing without g3.path");
+	refuses("[namespace a]\ng3_share = 1G\n", "t.conf:2: namespace.a.g3_share: does nothing");
+	refuses("[namespace a]\ng3_max = 1G\n", "t.conf:2: namespace.a.g3_max: does nothing");
+	refuses("[namespace a]\ng3_write = never\n", "t.conf:2: namespace.a.g3_write: does nothing");
+
+	refuses("[g3]\npath = g3.img\n", "t.conf:2: g3.path: 'g3.img' is not an absolute path");
+	refuses("[g3]\npath = /a,\n", "t.conf:2: g3.path: ends with a comma");
+	refuses("[g3]\npath = /a,/b,/a\n", "t.conf:2: g3.path: /a stands there twice");
+	refuses("[g3]\npath = /a,//b,/b\n", "/b stands there twice");
+	refuses("[daemon]\nsocket = /run/k.sock\n[g3]\npath = /a,/run/k.sock\n",
+	        "t.conf:4: g3.path: /run/k.sock is the socket or its lock");
+	refuses("[daemon]\nsocket = /run/k.sock\n[g3]\npath = /run/k.sock.lock\n", "is the socket or its lock");
+	accepts("[daemon]\nsocket = /run/k.sock\n[g3]\npath = /run/k.sock.g3\n");
+	accepts("[g3]\npath = /a , /b/../c\n");
+	ck_assert_str_eq(c.g3_path, "/a,/b/../c");
+	refuses("[g3]\npath = /1,/2,/3,/4,/5,/6,/7,/8,/9,/10,/11,/12,/13,/14,/15,/16,/17\n", "more than 16 paths");
+
+	refuses("[g3]\npath = /a\nsize = 10G\n[namespace a]\ng3_share = 60%\n[namespace b]\ng3_share = 5G\n",
+	        "t.conf:7: namespace.b.g3_share: guaranteed shares come to 11G, of 10G in all (t.conf:3: g3.size)");
+	refuses("[g3]\npath = /a\nsize = 1G\n[namespace a]\ng3_max = 2G\n",
+	        "t.conf:5: namespace.a.g3_max: is more than all there is (t.conf:3: g3.size)");
+	refuses("[g3]\npath = /a\n[namespace a]\ng3_share = 2G\ng3_max = 1G\n",
+	        "t.conf:4: namespace.a.g3_share: is more than its maximum (t.conf:5: namespace.a.g3_max)");
+	refuses("[g3]\npath = /a\n[namespace a]\ng3_share = 60%\n[namespace b]\ng3_share = 41%\n",
+	        "t.conf:6: namespace.b.g3_share: guaranteed shares come to more than 100%");
+	accepts("[g3]\npath = /a\n[namespace a]\ng3_share = 60%\n[namespace b]\ng3_share = 5T\ng3_max=6T\n");
 }
 END_TEST
 
@@ -426,7 +487,27 @@ START_TEST(reload)
 	ck_assert_uint_eq(merged.g2_size_bytes, 1 << 30);
 	ck_assert_str_eq(merged.socket, "");
 	ck_assert_uint_eq(merged.namespaces[0].share.value, 2 << 20);
+	/* What g3 is stays, what is done with it does not. */
+	accepts("[g3]\npath = /a\nsize = 1G\n[namespace a]\n");
+	old = c;
+	accepts("[g3]\npath = /b\nsize = 2G\nwrite = through\nwait = 3s\ndepth = 5\nwrite_budget = 1T\n"
+	        "io_timeout = 1s\n[g2]\nlow_watermark = 7\n[namespace a]\ng3_max = 50%\ng3_share = 1M\ng3_write = if-hit\n");
+	ck_assert_int_eq(config_reload(&old, &c, &merged, kept, sizeof(kept), &e), 0);
+	ck_assert_str_eq(kept, "g2.low_watermark, g3.path, g3.size, g3.depth, g3.io_timeout, g3.write_budget");
+	ck_assert_uint_eq(merged.g3_write, CONFIG_WRITE_THROUGH);
+	ck_assert_uint_eq(merged.g3_wait_ns, UINT64_C(3000000000));
+	ck_assert_uint_eq(merged.namespaces[0].g3_write, CONFIG_WRITE_IF_HIT);
+	ck_assert_uint_eq(merged.namespaces[0].g3_max.value, 50);
+	ck_assert_uint_eq(merged.namespaces[0].g3_share.value, 1 << 20);
+	ck_assert_str_eq(merged.g3_path, "/a");
+	/* Settings of a tier that this daemon does not have. */
+	accepts("");
+	old = c;
+	accepts("[g3]\npath = /a\nwrite = through\n");
+	ck_assert_int_eq(config_reload(&old, &c, &merged, kept, sizeof(kept), &e), CONFIG_E_BAD);
 	/* Right by itself, but not with what must stay. */
+	accepts("[g2]\nsize = 1G\n");
+	old = c;
 	accepts("[g2]\nsize = 2G\n[namespace a]\nshare = 1.5G\n");
 	ck_assert_int_eq(config_reload(&old, &c, &merged, kept, sizeof(kept), &e), CONFIG_E_BAD);
 }
@@ -488,17 +569,24 @@ END_TEST
 START_TEST(manual_has_every_key)
 {
 	char *sample = printed(write_sample, NULL), *manual = source_file("packaging/man/kvbmd.conf.5"), text[256], *at;
+	char *section = manual;
 
-	for (char *p = sample; (p = strstr(p, "\n#"));) {
+	for (char *p = sample; (p = strpbrk(p, "\n"));) {
 		size_t name, value;
 
-		p += 2;
+		p++;
+		p += *p == '#';
+		if (*p == '[') {
+			snprintf(text, sizeof(text), "\n.SH %.*s\n", (int)strcspn(p, "\n"), p);
+			section = strstr(manual, text);
+			ck_assert_msg(section != NULL, "no '%s' in kvbmd.conf(5)", text + 1);
+		}
 		name = strcspn(p, " \n");
 		value = strcspn(p, "\n") - name;
-		if (name == 0 || *p == '[')
+		if (name == 0 || *p == '[' || p[-1] != '#')
 			continue;
 		snprintf(text, sizeof(text), "\n.B %.*s\n", (int)name, p);
-		at = strstr(manual, text);
+		at = strstr(section, text);
 		ck_assert_msg(at != NULL, "no '%s' in kvbmd.conf(5)", text + 1);
 		snprintf(text, sizeof(text), "\nDefault: %.*s", value > 3 ? (int)value - 3 : 5,
 		         value > 3 ? p + name + 3 : "empty");
@@ -552,6 +640,7 @@ int main(void)
 	tcase_add_test(tc, long_lines_and_strange_bytes);
 	tcase_add_test(tc, many_uids);
 	tcase_add_test(tc, contradictions);
+	tcase_add_test(tc, contradictions_of_g3);
 	tcase_add_test(tc, namespaces);
 	tcase_add_test(tc, environment);
 	tcase_add_test(tc, flag_over_environment_over_file);

@@ -25,7 +25,8 @@ struct fix {
 	uint32_t slots[FIX_MAX], generations[FIX_MAX], reserved, dropped; /* of the last reserve, or match */
 };
 
-static inline void fix_new(struct fix *f, uint64_t mib)
+/* @with: what of it concerns the tier below is taken over; NULL: there is none. */
+static inline void fix_new_with(struct fix *f, uint64_t mib, const struct store_config *with)
 {
 	struct store_config config = { .policies = f->policies,
 		                       .n_policies = 2,
@@ -37,17 +38,31 @@ static inline void fix_new(struct fix *f, uint64_t mib)
 
 	log_set_level("error");
 	memset(f, 0, sizeof(*f));
-	f->tier = fake_tier_new(mib * MIB, 2 * MIB, false);
+	f->tier = fake_tier_new(mib * MIB, 2 * MIB, with != NULL);
 	config.host = f->tier;
+	if (with) {
+		config.lower = with->lower;
+		config.calculator = with->calculator;
+		config.max_transfers = with->max_transfers;
+		config.low_percent = with->low_percent;
+		config.write = with->write;
+	}
 	snprintf(f->policies[0].name, sizeof(f->policies[0].name), "a");
 	snprintf(f->policies[1].name, sizeof(f->policies[1].name), "b");
 	f->policies[0].max_bytes = f->policies[1].max_bytes = UINT64_MAX;
+	f->policies[0].lower_max_bytes = f->policies[1].lower_max_bytes = UINT64_MAX;
+	f->policies[0].write = f->policies[1].write = with ? with->write : STORE_WRITE_ON_EVICT;
 	f->uid.limit[QUOTA_SLOTS] = f->uid.limit[QUOTA_HOLDS] = 1000;
 	f->user.session.limit[QUOTA_SLOTS] = f->user.session.limit[QUOTA_HOLDS] = 1000;
 	f->user.uid = &f->uid;
 	f->user.pin_limit = 1000;
 	f->now_ns = 1;
 	ck_assert_int_eq(store_new(&config, &f->store), 0);
+}
+
+static inline void fix_new(struct fix *f, uint64_t mib)
+{
+	fix_new_with(f, mib, NULL);
 }
 
 /* All holders are closed; nothing is left. */

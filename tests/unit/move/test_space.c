@@ -343,6 +343,59 @@ START_TEST(refused_memory_at_every_step)
 }
 END_TEST
 
+/* A namespace of many blocks, of which all are pinned: a search of them all has failed once, and is not made again at once; but what is let go of
+ * is found by those that look at a part. */
+START_TEST(many_pins_are_not_looked_at_again_and_again)
+{
+	enum { N = 262144, BATCH = 16384 };
+	static uint64_t keys[BATCH];
+	static uint32_t slots[2 * BATCH], generations[2 * BATCH];
+	static uint8_t states[BATCH];
+	struct store_reserve reserve = { .keys = (const uint8_t *)keys, .slots = slots, .generations = generations };
+	struct store_commit commit = { .slots_in = slots,
+		                       .generations_in = generations,
+		                       .keys = (const uint8_t *)keys,
+		                       .n = BATCH,
+		                       .length = 64,
+		                       .slots = slots + BATCH,
+		                       .generations = generations + BATCH,
+		                       .states = states };
+	uint32_t tries = 0, free_slot = 5 * BATCH - 1; /* last of a chain */
+	struct store_ns *sn;
+	struct holder *a;
+	struct fix f;
+	int r;
+
+	fix_new(&f, 16);
+	f.user.session.limit[QUOTA_SLOTS] = f.uid.limit[QUOTA_SLOTS] = N;
+	a = fix_attach(&f, "a", 1, 64);
+	sn = store_find(f.store, "a");
+	ck_assert_uint_eq(a->ns->geo.max_slots, N);
+	for (uint32_t at = 0; at < N; at += BATCH) {
+		for (uint32_t i = 0; i < BATCH; i++)
+			keys[i] = 1 + at + i;
+		reserve.n = BATCH;
+		reserve.now_ns = commit.now_ns = f.now_ns;
+		ck_assert_int_eq(store_reserve(a, &reserve), 0);
+		ck_assert_int_eq(store_commit(a, &commit), 0);
+	}
+	for (uint32_t s = 0; s < N; s++)
+		ck_assert(shm_page_raise(a->page, s, a->ns->group_shift, a->ns->heat.clock, 1));
+	keys[0] = N + 1;
+	reserve.n = 1;
+	ck_assert_int_eq(store_reserve(a, &reserve), STORE_E_NOSPACE);
+	ck_assert_uint_gt(sn->barren_until_ns, f.now_ns);
+	ck_assert_int_eq(store_reserve(a, &reserve), STORE_E_NOSPACE);
+	shm_pin_lower(&a->page->pins[free_slot]);
+	while ((r = store_reserve(a, &reserve)) == STORE_E_NOSPACE)
+		ck_assert_uint_le(++tries, 2 * N / 65536 + 1);
+	ck_assert_int_eq(r, 0);
+	ck_assert_uint_eq(slots[0], free_slot);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("space");
@@ -365,6 +418,7 @@ int main(void)
 	tcase_add_test(t, grace_is_bounded);
 	tcase_add_test(t, retained_blocks_go_last_and_only_while_it_lasts);
 	tcase_add_test(t, refused_memory_at_every_step);
+	tcase_add_test(t, many_pins_are_not_looked_at_again_and_again);
 	suite_add_tcase(s, t);
 	sr = srunner_create(s);
 	srunner_run_all(sr, CK_ENV);

@@ -265,7 +265,7 @@ START_TEST(a_pin_keeps_a_block_from_flush_and_drop)
 	fix_new(&f, 4);
 	a = fix_attach(&f, "a", 1, BLOCK);
 	fix_put(&f, a, 1, 3);
-	a->page->pins[f.slots[0]] = 1; /* key 3 */
+	ck_assert(shm_page_raise(a->page, f.slots[0], a->ns->group_shift, 0, 1)); /* key 3 */
 	key = 3;
 	ck_assert_int_eq(store_drop(f.store, &drop), 0);
 	ck_assert_uint_eq(drop.dropped, 0);
@@ -275,6 +275,59 @@ START_TEST(a_pin_keeps_a_block_from_flush_and_drop)
 	ck_assert_uint_eq(kept, 1);
 	ck_assert(fix_has(&f, a, 3));
 	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+/* Between two steps anything may happen: blocks come, the namespace goes, another of its name is made. */
+START_TEST(a_flush_in_steps)
+{
+	struct store_flush flush;
+	uint32_t dropped, steps = 0;
+	struct holder *a, *b;
+	struct fix f;
+
+	fix_new(&f, 16);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	b = fix_attach(&f, "b", 1, BLOCK);
+	fix_put(&f, a, 1, 5);
+	fix_put(&f, b, 1, 4);
+	ck_assert_int_eq(store_flush_begin(f.store, "c", false, &flush), STORE_E_NOENT);
+	ck_assert_int_eq(store_flush_begin(f.store, "a", true, &flush), STORE_E_LIMIT);
+	ck_assert_int_eq(store_flush_begin(f.store, NULL, false, &flush), 0);
+	for (; !store_flush_step(f.store, &flush, 1); steps++)
+		store_check(f.store);
+	ck_assert_uint_ge(steps, 9);
+	ck_assert_uint_eq(flush.dropped, 9);
+	ck_assert_uint_eq(flush.kept, 0);
+
+	fix_put(&f, a, 1, 5);
+	ck_assert_int_eq(store_flush_begin(f.store, NULL, false, &flush), 0);
+	ck_assert(!store_flush_step(f.store, &flush, 33)); /* one block of the first region */
+	fix_close(a);
+	ck_assert_int_eq(store_remove(f.store, "a", &dropped), 0);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 2);
+	while (!store_flush_step(f.store, &flush, 33))
+		;
+	ck_assert_uint_eq(flush.dropped + dropped, 5 + 2);
+
+	fix_put(&f, a, 1, 5);
+	fix_close(a);
+	ck_assert_int_eq(store_flush_begin(f.store, "a", true, &flush), 0);
+	ck_assert(!store_flush_step(f.store, &flush, 33));
+	a = fix_attach(&f, "a", 1, BLOCK); /* comes in time: it stays */
+	while (!store_flush_step(f.store, &flush, 33))
+		;
+	ck_assert_uint_eq(flush.dropped, 5);
+	ck_assert_uint_eq(store_n_namespaces(f.store), 2);
+	fix_put(&f, a, 1, 5);
+	ck_assert_int_eq(store_flush_begin(f.store, "a", false, &flush), 0);
+	ck_assert(!store_flush_step(f.store, &flush, 33));
+	fix_close(a);
+	ck_assert_int_eq(store_remove(f.store, "a", &dropped), 0);
+	ck_assert(store_flush_step(f.store, &flush, 33)); /* gone while it was being flushed */
+	fix_close(b);
 	fix_free(&f);
 }
 END_TEST
@@ -348,6 +401,7 @@ int main(void)
 	tcase_add_test(t, a_retain_that_ends_leaves_a_longer_one);
 	tcase_add_test(t, refusals_for_want_of_space_are_counted);
 	tcase_add_test(t, a_pin_keeps_a_block_from_flush_and_drop);
+	tcase_add_test(t, a_flush_in_steps);
 	tcase_add_test(t, why_remembers);
 	tcase_add_test(t, refused_memory_at_every_step);
 	suite_add_tcase(s, t);

@@ -19,7 +19,7 @@
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "proto/shm.h"
+#include "proto/shm_pin.h"
 #include "tests/lib/cores.h"
 #include "tests/lib/must.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Unit tests of proto/shm.h: what both ends agree on byte by byte, and the hash that says where a key lives. */
-#include "proto/shm.h"
+/* Unit tests of proto/shm.h and shm_pin.h: what both ends agree on byte by byte, and the hash that says where a key lives. */
+#include "proto/shm_pin.h"
 
 #include <check.h>
 #include <stddef.h>
@@ -42,6 +42,7 @@ START_TEST(layout_is_as_published)
 	ck_assert_uint_eq(offsetof(struct shm_record, key_bytes), 57);
 	ck_assert_uint_eq(offsetof(struct shm_page, looked_up), 8);
 	ck_assert_uint_eq(offsetof(struct shm_page, pinned), 32);
+	ck_assert_uint_eq(offsetof(struct shm_page, groups), 64);
 	ck_assert_uint_eq(offsetof(struct shm_page, pins), SHM_ALIGN);
 }
 END_TEST
@@ -271,6 +272,31 @@ START_TEST(hash_as_published)
 }
 END_TEST
 
+START_TEST(pins_count_in_marked_groups_only)
+{
+	static const uint32_t slots[] = { 0, 1023, 1024, 1 << 20, (1 << 25) - 1, 1 << 26, UINT32_MAX / 2 };
+	struct shm_page *page = calloc(1, shm_page_bytes(8192));
+
+	ck_assert_ptr_nonnull(page);
+	page->pins[4000] = 5;
+	ck_assert_uint_eq(shm_page_pin(page, 4000, 10), 0);
+	shm_page_mark(page, 3 << 10, 10);
+	ck_assert_uint_eq(page->groups[0], 1 << 3);
+	ck_assert_uint_eq(shm_page_pin(page, 4000, 10), 5);
+	ck_assert(shm_page_raise(page, 4096, 10, 9, 7));
+	ck_assert_uint_eq(page->groups[0], 1 << 3 | 1 << 4);
+	ck_assert_uint_eq(shm_page_pin(page, 4096, 10), 9 << SHM_PIN_COUNT_BITS | 1);
+	/* However many slots there are, each has its bit. */
+	for (size_t i = 0; i < sizeof(slots) / sizeof(*slots); i++) {
+		uint32_t shift = shm_group_shift(slots[i] + 1);
+
+		ck_assert_uint_lt((slots[i] >> shift) / 32, SHM_GROUP_WORDS);
+		ck_assert(shift == SHM_GROUP_MIN_SHIFT || slots[i] >> (shift - 1) >= SHM_GROUP_WORDS * 32 - 1);
+	}
+	free(page);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("shm");
@@ -284,6 +310,7 @@ int main(void)
 	tcase_add_test(tc, an_entry_is_read_as_written);
 	tcase_add_test(tc, equal_in_every_field);
 	tcase_add_test(tc, pin_words_hold_count_and_stamp);
+	tcase_add_test(tc, pins_count_in_marked_groups_only);
 	tcase_add_loop_test(tc, keys_are_spread, 0, 9);
 	tcase_add_test(tc, every_bit_counts);
 	tcase_add_test(tc, only_the_keys_own_bytes_count);

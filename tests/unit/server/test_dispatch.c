@@ -17,7 +17,7 @@
 #include "tests/lib/served.h"
 
 #define FIRST KVBM__VERB__VERB_HELLO
-#define END (KVBM__VERB__VERB_ADMIN + 1)
+#define END (KVBM__VERB__VERB_PREFETCH + 1)
 
 static struct served served;
 static struct session *session;
@@ -49,7 +49,7 @@ static void teardown(void)
 
 static bool takes_a_namespace(int verb)
 {
-	return verb >= KVBM__VERB__VERB_REGION && verb <= KVBM__VERB__VERB_STAT;
+	return (verb >= KVBM__VERB__VERB_REGION && verb <= KVBM__VERB__VERB_STAT) || verb >= KVBM__VERB__VERB_ONBOARD;
 }
 
 /* ---- each verb ---- */

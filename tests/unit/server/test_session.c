@@ -267,7 +267,7 @@ static void fill_and_pin(struct session *writer, struct session *liar)
 		m.keys = (ProtobufCBinaryData){ 16, key };
 		m.length = 2u << 20;
 		ck_assert_int_eq(served_call(&served, writer, KVBM__VERB__VERB_COMMIT, &m.base), 0);
-		h->page->pins[slot] = 1;
+		ck_assert(shm_page_raise(h->page, slot, h->ns->group_shift, 0, 1));
 	}
 }
 
