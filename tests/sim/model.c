@@ -140,6 +140,8 @@ static void check_left(struct sim *w, struct sim_ns *ns, struct sim_block *b)
 	sim_must(w, w->lower || w->drops == DROPS_ROOM || b->doomed);
 	sim_must(w, !b->wanted);
 	sim_must(w, !sim_is_pinned(w, ns, b->slot));
+	if (!b->below)
+		b->parent_below = b->parent; /* it may have been written down just before */
 	b->present = b->linked = false;
 	b->dropped = true;
 }
@@ -149,7 +151,7 @@ static void check_came(struct sim *w, struct sim_ns *ns, struct sim_block *b, co
 {
 	const struct shm_record *rec = &ns->sn->ns.records[e->slot];
 
-	sim_must(w, w->lower && b->below);
+	sim_must(w, w->lower && (b->below || b->dropped)); /* dropped: it went and came back within the event */
 	sim_must(w, e->generation > ns->generations[e->slot]);
 	sim_must(w, rec->parent == 0 || b->parent_below >= 0);
 	ns->generations[e->slot] = e->generation;
@@ -187,7 +189,7 @@ static void check_key(struct sim *w, struct sim_ns *ns, int32_t key)
 		sim_must(w, b->present);
 		b->parent_below = b->parent;
 	}
-	if (found && b->present && e.slot != b->slot && w->lower) /* went and came back */
+	if (found && b->present && w->lower && (e.slot != b->slot || e.generation != b->generation)) /* went and came back */
 		check_left(w, ns, b);
 	if (found)
 		check_here(w, ns, key, &e);
