@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 
 #include <kvbm_version.h>
@@ -28,6 +29,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/size.h"
+#include "block/table.h"
 #include "base/thread.h"
 #include "loop/loop.h"
 #include "loop/mailbox.h"
@@ -422,6 +424,11 @@ static int start_lower(struct daemon *d)
 
 static int start_life(struct daemon *d)
 {
+	uint64_t secret;
+
+	if (getrandom(&secret, sizeof(secret), 0) != (ssize_t)sizeof(secret))
+		return error_origin(-EIO);
+	table_seed(secret);
 	return error_trace(life_init(&d->life));
 }
 

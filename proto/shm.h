@@ -86,7 +86,7 @@ struct shm_entry {
 	uint32_t generation;
 	uint32_t slot;
 };
-/* Of no key, but probing goes on behind it. */
+/* Of no key, but probing goes on behind it; its slot says nothing to readers. */
 #define SHM_TOMBSTONE ((struct shm_entry){ .tag = 0, .generation = UINT32_MAX, .slot = SHM_NO_SLOT })
 #define SHM_LINE_ENTRIES 4u
 /* Lines looked at from the home line on, at most.  It bounds what a broken index costs; at the load of 3/4 that the index is sized for, runs of

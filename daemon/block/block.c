@@ -16,10 +16,10 @@
 #include <assert.h>
 #include <stdlib.h>
 
-#include <uthash.h>
 #include <xxhash.h>
 
 #include "base/metrics.h"
+#include "block/table.h"
 
 struct orphan {
 	uint64_t tag;   /* of the parent's key */
@@ -48,6 +48,10 @@ static void block_orphan_add(struct ns *ns, uint64_t tag, uint32_t n)
 		o->tag = tag;
 		o->slot = NS_NONE;
 		HASH_ADD(hh, ns->orphans, tag, sizeof(o->tag), o);
+		if (!o->hh.tbl) {
+			free(o);
+			return;
+		}
 	}
 	o->count += n;
 	if (o->slot != NS_NONE)
@@ -129,19 +133,24 @@ uint32_t block_parent(const struct ns *ns, uint32_t slot)
 
 uint32_t block_find(const struct ns *ns, const uint8_t *key)
 {
-	struct shm_entry *e = index_find(&ns->index, key, index_hash(&ns->index, key));
+	return block_find_hashed(ns, key, index_hash(&ns->index, key));
+}
+
+uint32_t block_find_hashed(const struct ns *ns, const uint8_t *key, struct shm_hash h)
+{
+	struct shm_entry *e = index_find(&ns->index, key, h);
 
 	return e ? e->slot : NS_NONE;
 }
 
-static void block_link_parent(struct ns *ns, uint32_t slot, const uint8_t *parent_key)
+static void block_link_parent(struct ns *ns, uint32_t slot, const uint8_t *parent_key, struct shm_hash parent_hash)
 {
 	struct block *b = &ns->blocks[slot];
 
 	b->parent = NS_NONE;
 	if (!parent_key)
 		return;
-	b->parent = block_find(ns, parent_key);
+	b->parent = block_find_hashed(ns, parent_key, parent_hash);
 	if (b->parent == slot)
 		b->parent = NS_NONE; /* a block that names itself is a root */
 	if (b->parent == NS_NONE) {
@@ -218,7 +227,17 @@ static bool block_is_below(const struct ns *ns, const uint8_t *key)
 
 int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot)
 {
-	struct shm_hash h = index_hash(&ns->index, key);
+	struct block_new b = { .key = key, .parent_key = parent_key, .hash = index_hash(&ns->index, key) };
+
+	if (parent_key)
+		b.parent_hash = index_hash(&ns->index, parent_key);
+	return block_register_hashed(ns, slot, &b, ret_slot);
+}
+
+int block_register_hashed(struct ns *ns, uint32_t slot, const struct block_new *b, uint32_t *ret_slot)
+{
+	const uint8_t *key = b->key, *parent_key = b->parent_key;
+	struct shm_hash h = b->hash;
 	struct shm_entry *e = index_find(&ns->index, key, h);
 	struct shm_record *rec = &ns->records[slot];
 	uint32_t kb = ns->desc->key_bytes;
@@ -232,7 +251,7 @@ int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8
 	memcpy(rec->key, key, kb);
 	if (parent_key && (memcmp(parent_key, key, kb) == 0 || block_makes_circle(ns, h.tag, parent_key)))
 		parent_key = NULL;
-	rec->parent = parent_key ? index_hash(&ns->index, parent_key).tag : 0;
+	rec->parent = parent_key ? b->parent_hash.tag : 0;
 	rec->sum = 0;
 	if (block_enter(ns, slot, h) != 0)
 		return BLOCK_E_FULL;
@@ -243,7 +262,7 @@ int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8
 		ns->counts.deduplicated++;
 		metrics_add(METRIC_blocks_deduplicated, 1);
 	}
-	block_link_parent(ns, slot, parent_key);
+	block_link_parent(ns, slot, parent_key, b->parent_hash);
 	block_take_on(ns, slot, h.tag);
 	*ret_slot = slot;
 	return 0;
@@ -280,7 +299,7 @@ int block_restore(struct ns *ns, uint32_t slot, const struct block_back *back, u
 	if (block_is_below(ns, back->key))
 		ns->twins++;
 	if (rec->parent && parent_key)
-		block_link_parent(ns, slot, parent_key);
+		block_link_parent(ns, slot, parent_key, index_hash(&ns->index, parent_key));
 	else if (rec->parent)
 		block_orphan_add(ns, rec->parent, 1);
 	block_take_on(ns, slot, h.tag);
@@ -304,7 +323,6 @@ void block_condemn(struct ns *ns, uint32_t slot)
 	uint32_t parent = block_named_parent(ns, slot);
 
 	assert(ns_slot_state(ns, slot) == SHM_REGISTERED && e && e->slot == slot);
-	ns->blocks[slot].tombstone = (uint32_t)(e - &ns->index.lines[0].entries[0]);
 	index_tombstone(&ns->index, e);
 	if (parent != NS_NONE)
 		block_child_gone(ns, parent);
@@ -312,18 +330,13 @@ void block_condemn(struct ns *ns, uint32_t slot)
 		block_orphan_sub(ns, rec->parent);
 }
 
-static struct shm_entry *block_tombstone(struct ns *ns, uint32_t slot)
-{
-	return &ns->index.lines[0].entries[0] + ns->blocks[slot].tombstone;
-}
-
 void block_pardon(struct ns *ns, uint32_t slot)
 {
 	const struct shm_record *rec = &ns->records[slot];
+	struct shm_hash h = index_hash(&ns->index, rec->key);
 	uint32_t parent = block_named_parent(ns, slot);
 
-	index_restore(&ns->index, block_tombstone(ns, slot), index_hash(&ns->index, rec->key),
-	              ns_slot_generation(ns, slot), slot);
+	index_restore(&ns->index, index_find_tombstone(&ns->index, h, slot), h, ns_slot_generation(ns, slot), slot);
 	if (parent != NS_NONE)
 		ns->blocks[parent].children++;
 	else if (rec->parent)
@@ -335,18 +348,18 @@ void block_pardon(struct ns *ns, uint32_t slot)
 void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
 {
 	struct block *b = &ns->blocks[slot];
-	uint64_t tag = block_tag(ns, slot);
-	struct orphan *o = block_orphan_find(ns, tag);
+	struct shm_hash h = index_hash(&ns->index, ns->records[slot].key);
+	struct orphan *o = block_orphan_find(ns, h.tag);
 	uint32_t counted = 0, below;
 
-	index_remove(&ns->index, block_tombstone(ns, slot));
+	index_remove(&ns->index, index_find_tombstone(&ns->index, h, slot));
 	if (o && o->slot == slot) {
 		counted = o->count;
 		o->slot = NS_NONE;
 	}
 	assert(b->children >= counted);
 	if (b->children > counted)
-		block_orphan_add(ns, tag, b->children - counted);
+		block_orphan_add(ns, h.tag, b->children - counted);
 	else if (o)
 		block_orphan_tidy(ns, o);
 	below = ns->lower ? lower_find(ns->lower, ns->records[slot].key) : LOWER_NONE;
@@ -355,7 +368,7 @@ void block_forget(struct ns *ns, uint32_t slot, enum why_reason reason)
 		lower_touch(ns->lower, below, b->heat.touch);
 		ns->twins--;
 	} else {
-		why_note(ns->why, tag, reason, ns->now_ns);
+		why_note(ns->why, h.tag, reason, ns->now_ns);
 		ns->counts.dropped++;
 		metrics_add(METRIC_blocks_dropped, 1);
 	}

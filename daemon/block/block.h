@@ -4,13 +4,19 @@
 
 #include "block/namespace.h"
 
-/* The slot of @key, or NS_NONE. */
+/* The slot of @key, or NS_NONE.  @h: index_hash() of it. */
 uint32_t block_find(const struct ns *ns, const uint8_t *key);
+uint32_t block_find_hashed(const struct ns *ns, const uint8_t *key, struct shm_hash h);
 
 /* A written (PARTIAL) slot becomes a registered block.  @parent_key NULL: a root.  *ret_slot is the canonical slot.
  * Outcomes: BLOCK_E_EXISTS (*ret_slot is another one; nothing changed), BLOCK_E_FULL (no room in its part of the index; nothing changed). */
 enum { BLOCK_E_EXISTS = 1, BLOCK_E_FULL };
 int block_register(struct ns *ns, uint32_t slot, const uint8_t *key, const uint8_t *parent_key, uint32_t *ret_slot);
+struct block_new {
+	const uint8_t *key, *parent_key;
+	struct shm_hash hash, parent_hash; /* index_hash() of them */
+};
+int block_register_hashed(struct ns *ns, uint32_t slot, const struct block_new *b, uint32_t *ret_slot);
 
 /* A slot that a copy from below was read into (PARTIAL) becomes the block again.  @parent_key: its parent's key if the caller knows it, else NULL. Counts as
  * nothing stored.  Outcomes as above. */

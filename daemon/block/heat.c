@@ -16,7 +16,8 @@
 #include <string.h>
 
 #define HEAT_SLAB_CHUNKS 1024u
-#define HEAT_AHEAD 12u
+#define HEAT_AHEAD 16u
+#define HEAT_NEAR 8u
 
 static struct heat_chunk *heat_chunk_at(const struct heat *h, uint32_t number)
 {
@@ -73,6 +74,29 @@ static bool heat_queue_push(struct heat *h, struct heat_queue *q, uint32_t slot)
 	return true;
 }
 
+/* Id number @at of a queue, counted from chunk @c on, which is at most one chunk away. */
+static bool heat_peek(const struct heat *h, const struct heat_chunk *c, uint32_t at, uint32_t *ret_slot)
+{
+	if (at >= c->n && c->next) {
+		at -= c->n;
+		c = heat_chunk_at(h, c->next);
+	}
+	if (at >= c->n)
+		return false;
+	*ret_slot = c->ids[at];
+	return true;
+}
+
+static void heat_prefetch(const struct heat *h, const struct heat_chunk *c, uint32_t at)
+{
+	uint32_t slot;
+
+	if (heat_peek(h, c, at + HEAT_AHEAD, &slot))
+		h->ops->prefetch(h->ctx, slot, false);
+	if (heat_peek(h, c, at + HEAT_NEAR, &slot))
+		h->ops->prefetch(h->ctx, slot, true);
+}
+
 static bool heat_queue_pop(struct heat *h, struct heat_queue *q, uint32_t *ret_slot)
 {
 	while (q->head) {
@@ -80,8 +104,7 @@ static bool heat_queue_pop(struct heat *h, struct heat_queue *q, uint32_t *ret_s
 		uint32_t number = q->head;
 
 		if (q->read < c->n) {
-			if (q->read + HEAT_AHEAD < c->n)
-				h->ops->prefetch(h->ctx, c->ids[q->read + HEAT_AHEAD]);
+			heat_prefetch(h, c, q->read);
 			*ret_slot = c->ids[q->read++];
 			h->entries--;
 			return true;

@@ -47,7 +47,8 @@ struct heat_ops {
 	 * are: @slot became one of them, or is none any more. */
 	bool (*has_staying_children)(void *ctx, uint32_t slot);
 	void (*leaving)(void *ctx, uint32_t slot, bool on);
-	void (*prefetch)(void *ctx, uint32_t slot);
+	/* It will be looked at soon; @near: very soon, and what the first call asked for may be read. */
+	void (*prefetch)(void *ctx, uint32_t slot, bool near);
 };
 
 struct heat {

@@ -1,4 +1,5 @@
-/* The index: see index.h for its invariant.  Looks at keys where they lie, to compare them and to find an entry's home line when it mends a chain. */
+/* The index: see index.h for its invariant.  Looks at keys where they lie, to compare them.  How far an entry lies behind its home line is kept aside, so that
+ * mending a chain reads neighbours only.  A tombstone names its slot, so that it can be found again. */
 #include "block/index.h"
 
 #include <assert.h>
@@ -8,6 +9,16 @@
 uint64_t index_lines_for(uint64_t n_slots)
 {
 	return n_slots / 3 + 4;
+}
+
+static uint8_t *index_behind(const struct index *ix, const struct shm_entry *e)
+{
+	return &ix->behind[e - &ix->lines[0].entries[0]];
+}
+
+static bool index_is_tombstone(const struct shm_entry *e)
+{
+	return e->generation == UINT32_MAX;
 }
 
 static uint64_t index_probe_max(const struct index *ix)
@@ -20,14 +31,9 @@ static uint64_t index_wrap(const struct index *ix, uint64_t line)
 	return line < ix->n_lines ? line : line - ix->n_lines;
 }
 
-static const uint8_t *index_key(const struct index *ix, uint32_t slot)
-{
-	return ix->keys + slot * ix->key_stride;
-}
-
 static bool index_key_is(const struct index *ix, uint32_t slot, const uint8_t *key)
 {
-	return memcmp(index_key(ix, slot), key, ix->key_bytes) == 0;
+	return memcmp(ix->keys + slot * ix->key_stride, key, ix->key_bytes) == 0;
 }
 
 struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h)
@@ -44,7 +50,7 @@ struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct 
 
 			if (e->generation == 0)
 				empty = true;
-			else if (e->tag == h.tag && e->slot != SHM_NO_SLOT && index_key_is(ix, e->slot, key))
+			else if (e->tag == h.tag && !index_is_tombstone(e) && index_key_is(ix, e->slot, key))
 				return e;
 		}
 		if (empty)
@@ -68,6 +74,7 @@ int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint3
 			atomic_thread_fence(memory_order_release);
 			shm_entry_store(&line->entries[i],
 			                (struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
+			*index_behind(ix, &line->entries[i]) = (uint8_t)p;
 			ix->used++;
 			return 0;
 		}
@@ -77,14 +84,32 @@ int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint3
 
 void index_tombstone(struct index *ix, struct shm_entry *e)
 {
-	assert(e->generation != 0 && e->slot != SHM_NO_SLOT);
-	shm_entry_store(e, SHM_TOMBSTONE);
+	struct shm_entry tombstone = SHM_TOMBSTONE;
+
+	assert(e->generation != 0 && !index_is_tombstone(e));
+	tombstone.slot = e->slot;
+	shm_entry_store(e, tombstone);
 	ix->used--;
+}
+
+struct shm_entry *index_find_tombstone(const struct index *ix, struct shm_hash h, uint32_t slot)
+{
+	uint64_t max = index_probe_max(ix);
+
+	/* Also behind a line that was full when it came. */
+	for (uint64_t p = 0; p < max; p++) {
+		struct shm_line *line = &ix->lines[index_wrap(ix, h.line + p)];
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++)
+			if (index_is_tombstone(&line->entries[i]) && line->entries[i].slot == slot)
+				return &line->entries[i];
+	}
+	return NULL;
 }
 
 void index_restore(struct index *ix, struct shm_entry *e, struct shm_hash h, uint32_t generation, uint32_t slot)
 {
-	assert(e->generation == UINT32_MAX && e->slot == SHM_NO_SLOT);
+	assert(e && index_is_tombstone(e) && e->slot == slot);
 	shm_entry_store(e, (struct shm_entry){ .tag = h.tag, .generation = generation, .slot = slot });
 	ix->used++;
 }
@@ -97,16 +122,11 @@ static struct shm_entry *index_movable(const struct index *ix, uint64_t from, ui
 	*ret_empty = false;
 	for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
 		struct shm_entry *e = &line->entries[i];
-		uint64_t home;
-
 		if (e->generation == 0) {
 			*ret_empty = true;
 			continue;
 		}
-		if (e->slot == SHM_NO_SLOT)
-			continue;
-		home = index_hash(ix, index_key(ix, e->slot)).line;
-		if (index_wrap(ix, from + ix->n_lines - home) >= back)
+		if (!index_is_tombstone(e) && *index_behind(ix, e) >= back)
 			return e;
 	}
 	return NULL;
@@ -114,10 +134,10 @@ static struct shm_entry *index_movable(const struct index *ix, uint64_t from, ui
 
 void index_remove(struct index *ix, struct shm_entry *e)
 {
-	uint64_t max = index_probe_max(ix);
+	uint64_t max = index_probe_max(ix), back;
 	struct shm_entry *hole = e;
 
-	assert(e->generation == UINT32_MAX && e->slot == SHM_NO_SLOT);
+	assert(e && index_is_tombstone(e));
 	for (;;) {
 		uint64_t at = (uint64_t)((struct shm_line *)((uintptr_t)hole & ~(uintptr_t)63) - ix->lines);
 		struct shm_line *line = &ix->lines[at];
@@ -127,10 +147,11 @@ void index_remove(struct index *ix, struct shm_entry *e)
 		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++)
 			empty |= line->entries[i].generation == 0;
 		/* With an empty entry in its line nothing probes past it. */
-		for (uint64_t back = 1; back < max && !empty && !move; back++)
+		for (back = 1; back < max && !empty && !move; back++)
 			move = index_movable(ix, index_wrap(ix, at + back), back, &empty);
 		if (!move)
 			break;
+		*index_behind(ix, hole) = (uint8_t)(*index_behind(ix, move) - (back - 1));
 		shm_entry_store(hole, *move);
 		atomic_thread_fence(memory_order_release);
 		shm_entry_store(move, SHM_TOMBSTONE);

@@ -19,6 +19,7 @@ struct index {
 	struct shm_line *lines; /* borrows */
 	const uint8_t *keys;    /* borrows; slot s has its key at keys + s * key_stride */
 	size_t key_stride;
+	uint8_t *behind; /* borrows; a byte an entry, index_behind_bytes(): how many lines after its home line it lies */
 	uint64_t n_lines, used;
 	uint64_t salt[2];
 	uint32_t key_bytes;
@@ -26,6 +27,10 @@ struct index {
 
 /* Lines that hold @n_slots entries at a load of 3/4. */
 uint64_t index_lines_for(uint64_t n_slots);
+static inline size_t index_behind_bytes(uint64_t n_lines)
+{
+	return n_lines * SHM_LINE_ENTRIES;
+}
 
 static inline struct shm_hash index_hash(const struct index *ix, const uint8_t *key)
 {
@@ -38,9 +43,13 @@ struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct 
 /* @slot holds the key already.  The key must not be there.  Outcome: INDEX_E_FULL. */
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot);
 
-/* First step of removal: from now on nobody finds it.  index_restore() takes that back, index_remove() ends it; no insert
+/* For batches: what a look-up of @h reads first.  A macro, because gcc 12 drops prefetches out of small inline functions. */
+#define index_prefetch(ix, h) __builtin_prefetch(&(ix)->lines[(h).line], 1, 3)
+
+/* First step of removal: from now on nobody finds it but index_find_tombstone().  index_restore() takes that back, index_remove() ends it; no insert
  * may come in between, and no restore after the first remove (a mended chain no longer reaches a tombstone that stood behind it). */
 void index_tombstone(struct index *ix, struct shm_entry *e);
+struct shm_entry *index_find_tombstone(const struct index *ix, struct shm_hash h, uint32_t slot);
 void index_restore(struct index *ix, struct shm_entry *e, struct shm_hash h, uint32_t generation, uint32_t slot);
 void index_remove(struct index *ix, struct shm_entry *e);
 

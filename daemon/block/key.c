@@ -19,10 +19,10 @@ bool key_equal(const struct key *a, const struct key *b)
 
 bool key_is_zero(const uint8_t *bytes, uint32_t len)
 {
-	for (uint32_t i = 0; i < len; i++)
-		if (bytes[i])
-			return false;
-	return true;
+	static const uint8_t zeros[KEY_MAX];
+
+	assert(len <= KEY_MAX);
+	return memcmp(bytes, zeros, len) == 0;
 }
 
 void key_format(const struct key *k, char ret_text[2 * KEY_MAX + 1])

@@ -223,19 +223,22 @@ static int lease_partial_number(struct ns *ns, uint32_t *ret_number)
 	return 0;
 }
 
-static void lease_key_link(struct ns *ns, struct partial *p, const uint8_t *key)
+static int lease_key_link(struct ns *ns, struct partial *p, const uint8_t *key)
 {
 	struct partial *first;
 
 	memcpy(p->key, key, ns->desc->key_bytes);
-	p->keyed = true;
 	HASH_FIND(hh, ns->partial_by_key, p->key, KEY_MAX, first);
 	if (first) {
 		p->next_same_key = first->next_same_key;
 		first->next_same_key = p;
 	} else {
 		HASH_ADD(hh, ns->partial_by_key, key, KEY_MAX, p);
+		if (!p->hh.tbl)
+			return LEASE_E_NOMEM;
 	}
+	p->keyed = true;
+	return 0;
 }
 
 static void lease_key_unlink(struct ns *ns, struct partial *p)
@@ -254,16 +257,60 @@ static void lease_key_unlink(struct ns *ns, struct partial *p)
 		return;
 	}
 	HASH_DEL(ns->partial_by_key, p);
-	if (p->next_same_key)
-		HASH_ADD(hh, ns->partial_by_key, key, KEY_MAX, p->next_same_key);
+	first = p->next_same_key;
+	if (first)
+		HASH_ADD(hh, ns->partial_by_key, key, KEY_MAX, first);
+	if (first && !first->hh.tbl) /* no memory: nobody joins those any more */
+		for (; first; first = first->next_same_key)
+			first->keyed = false;
+}
+
+/* ---- memory of partials and leases: some are kept for the next ones ---- */
+
+#define LEASE_POOL_MAX 1024u
+
+static void *lease_pool_get(struct lease_pool *pool, size_t size)
+{
+	struct list *first = pool->free;
+
+	if (!first)
+		return malloc(size);
+	pool->free = first->next;
+	pool->n--;
+	return first;
+}
+
+static void lease_pool_put(struct lease_pool *pool, void *p)
+{
+	struct list *first = p;
+
+	if (pool->n == LEASE_POOL_MAX) {
+		free(p);
+		return;
+	}
+	first->next = pool->free;
+	pool->free = first;
+	pool->n++;
+}
+
+static void lease_pool_free(struct lease_pool *pool)
+{
+	while (pool->free) {
+		struct list *first = pool->free;
+
+		pool->free = first->next;
+		free(first);
+	}
+	pool->n = 0;
 }
 
 static int lease_new(struct holder *h, struct partial *p, uint64_t lanes)
 {
-	struct lease *lease = calloc(1, sizeof(*lease));
+	struct lease *lease = lease_pool_get(&h->ns->lease_pool, sizeof(*lease));
 
 	if (!lease)
 		return LEASE_E_NOMEM;
+	memset(lease, 0, sizeof(*lease));
 	lease->holder = h;
 	lease->partial = p;
 	lease->lanes = lanes;
@@ -280,7 +327,7 @@ static void lease_free(struct lease *lease)
 	quota_return(lease->holder->user, QUOTA_SLOTS, 1);
 	list_del(&lease->in_holder);
 	list_del(&lease->in_partial);
-	free(lease);
+	lease_pool_put(&lease->holder->ns->lease_pool, lease);
 }
 
 static void lease_partial_free(struct ns *ns, struct partial *p)
@@ -290,7 +337,7 @@ static void lease_partial_free(struct ns *ns, struct partial *p)
 	list_del(&p->by_deadline);
 	ns->partial_at[p->number] = (struct partial *)((uintptr_t)ns->partial_free << 1 | 1);
 	ns->partial_free = p->number + 1;
-	free(p);
+	lease_pool_put(&ns->partial_pool, p);
 }
 
 uint64_t lease_all_lanes(const struct ns *ns)
@@ -311,10 +358,13 @@ static void lease_by_deadline(struct ns *ns, struct partial *p)
 int lease_write_new(struct holder *h, const uint8_t *key, uint64_t lanes, uint64_t deadline_ns, uint32_t *ret_slot)
 {
 	struct ns *ns = h->ns;
-	struct partial *p = calloc(1, sizeof(*p));
+	struct partial *p = lease_pool_get(&ns->partial_pool, sizeof(*p));
 
-	if (!p || lease_partial_number(ns, &p->number) != 0) {
-		free(p);
+	if (!p)
+		return LEASE_E_NOMEM;
+	memset(p, 0, sizeof(*p));
+	if (lease_partial_number(ns, &p->number) != 0) {
+		lease_pool_put(&ns->partial_pool, p);
 		return LEASE_E_NOMEM;
 	}
 	ns->partial_at[p->number] = p;
@@ -322,14 +372,12 @@ int lease_write_new(struct holder *h, const uint8_t *key, uint64_t lanes, uint64
 	p->deadline_ns = deadline_ns;
 	lease_by_deadline(ns, p);
 	p->lanes_open = lease_all_lanes(ns);
-	if (lease_new(h, p, lanes) != 0) {
+	if ((key && ns->desc->lanes > 1 && lease_key_link(ns, p, key) != 0) || lease_new(h, p, lanes) != 0) {
 		lease_partial_free(ns, p);
 		return LEASE_E_NOMEM;
 	}
 	p->slot = ns_slot_take(ns);
 	ns->blocks[p->slot].parent = p->number;
-	if (key && ns->desc->lanes > 1)
-		lease_key_link(ns, p, key);
 	*ret_slot = p->slot;
 	return 0;
 }
@@ -434,6 +482,8 @@ void lease_abort(struct lease *lease)
 
 void lease_tables_free(struct ns *ns)
 {
+	lease_pool_free(&ns->lease_pool);
+	lease_pool_free(&ns->partial_pool);
 	free(ns->partial_at);
 	ns->partial_at = NULL;
 }

@@ -4,10 +4,9 @@
 #ifndef KVBMD_BLOCK_LEASE_H
 #define KVBMD_BLOCK_LEASE_H
 
-#include <uthash.h>
-
 #include "block/namespace.h"
 #include "block/quota.h"
+#include "block/table.h"
 #include "proto/shm_pin.h"
 
 /* A slot being written, by one session or, with lanes, by several. */

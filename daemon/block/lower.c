@@ -36,9 +36,14 @@ static bool lower_has_children(void *ctx, uint32_t slot)
 	return false;
 }
 
-static void lower_prefetch(void *ctx, uint32_t slot)
+static void lower_prefetch(void *ctx, uint32_t slot, bool near)
 {
-	__builtin_prefetch(lower_at(ctx, slot));
+	const struct lower *l = ctx;
+
+	if (!near)
+		__builtin_prefetch(lower_at(l, slot));
+	else
+		index_prefetch(&l->index, index_hash(&l->index, lower_at(l, slot)->key));
 }
 
 static const struct heat_ops lower_heat_ops = {
@@ -80,12 +85,15 @@ int lower_init(struct lower *l, const struct lower_config *c)
 	l->lines_bytes = l->index.n_lines * sizeof(struct shm_line);
 	l->copies = lower_map(l->copies_bytes);
 	l->lines = lower_map(l->lines_bytes);
+	l->behind = calloc(1, index_behind_bytes(l->index.n_lines));
 	l->areas = calloc(c->n_areas, sizeof(*l->areas));
-	if (!l->copies || !l->lines || !l->areas || heat_init(&l->heat, c->max_slots, 0, &lower_heat_ops, l) < 0) {
+	if (!l->copies || !l->lines || !l->behind || !l->areas ||
+	    heat_init(&l->heat, c->max_slots, 0, &lower_heat_ops, l) < 0) {
 		lower_deinit(l);
 		return -ENOMEM;
 	}
 	l->index.lines = l->lines;
+	l->index.behind = l->behind;
 	l->index.keys = l->copies + offsetof(struct lower_copy, key);
 	l->index.key_stride = l->stride;
 	l->index.key_bytes = c->key_bytes;
@@ -102,6 +110,7 @@ void lower_deinit(struct lower *l)
 		munmap(l->copies, l->copies_bytes);
 	if (l->lines)
 		munmap(l->lines, l->lines_bytes);
+	free(l->behind);
 	free(l->areas);
 	memset(l, 0, sizeof(*l));
 }
@@ -287,7 +296,8 @@ void lower_touch(struct lower *l, uint32_t slot, uint32_t tick)
 
 uint64_t lower_bytes(const struct lower *l)
 {
-	return l->n_present * (uint64_t)l->stride + l->lines_bytes + heat_bytes(&l->heat);
+	return l->n_present * (uint64_t)l->stride + l->lines_bytes + index_behind_bytes(l->index.n_lines) +
+	       heat_bytes(&l->heat);
 }
 
 void lower_check(const struct lower *l)

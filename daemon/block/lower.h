@@ -50,6 +50,7 @@ struct lower_counts {
 struct lower {
 	struct index index;
 	struct shm_line *lines; /* owns */
+	uint8_t *behind;        /* owns; the index's */
 	struct heat heat;
 	uint8_t *copies; /* owns; zero where never used */
 	size_t stride, copies_bytes, lines_bytes;

@@ -119,10 +119,14 @@ static void ns_leaving(void *ctx, uint32_t slot, bool on)
 	block_leaving(ctx, slot, on);
 }
 
-static void ns_prefetch(void *ctx, uint32_t slot)
+static void ns_prefetch(void *ctx, uint32_t slot, bool near)
 {
 	const struct ns *ns = ctx;
 
+	if (near) {
+		index_prefetch(&ns->index, index_hash(&ns->index, ns->records[slot].key));
+		return;
+	}
 	__builtin_prefetch(&ns->blocks[slot]);
 	__builtin_prefetch(&ns->records[slot]);
 	lease_prefetch(ns, slot);
@@ -185,9 +189,10 @@ int ns_init(struct ns *ns, const struct ns_desc *id, const struct ns_geometry *g
 		                    .n_lines = n_lines,
 		                    .key_bytes = id->key_bytes,
 		                    .salt = { m->salt[0], m->salt[1] } };
+	ns->behind = ns->index.behind = calloc(1, index_behind_bytes(n_lines));
 	ns->blocks = calloc((size_t)geo->n_regions << geo->shift, sizeof(*ns->blocks));
 	ns->regions = calloc(geo->n_regions, sizeof(*ns->regions));
-	if (!ns->blocks || !ns->regions || why_new(m->why_entries, &ns->why) < 0 ||
+	if (!ns->behind || !ns->blocks || !ns->regions || why_new(m->why_entries, &ns->why) < 0 ||
 	    heat_init(&ns->heat, geo->max_slots ? geo->max_slots : 1, grace, &ns_heat_ops, ns) < 0) {
 		ns_deinit(ns);
 		return -ENOMEM;
@@ -206,11 +211,13 @@ void ns_deinit(struct ns *ns)
 	ns->why = why_free(ns->why);
 	heat_deinit(&ns->heat);
 	free(ns->moving);
+	free(ns->behind);
 	free(ns->blocks);
 	free(ns->regions);
 	ns->moving = NULL;
 	free(ns->kept);
 	ns->kept = NULL;
+	ns->behind = ns->index.behind = NULL;
 	ns->blocks = NULL;
 	ns->regions = NULL;
 }
@@ -340,6 +347,6 @@ uint64_t ns_metadata_bytes(const struct ns *ns)
 
 	for (uint32_t r = 0; r < ns->geo.n_regions; r++)
 		slots += ns->regions[r].n_slots;
-	return slots * (sizeof(struct shm_record) + sizeof(struct block)) +
-	       ns->index.n_lines * sizeof(struct shm_line) + heat_bytes(&ns->heat) + block_orphan_bytes(ns);
+	return slots * (sizeof(struct shm_record) + sizeof(struct block)) + ns->index.n_lines * sizeof(struct shm_line) +
+	       index_behind_bytes(ns->index.n_lines) + heat_bytes(&ns->heat) + block_orphan_bytes(ns);
 }

@@ -14,7 +14,7 @@
 
 #define NS_NONE UINT32_MAX
 
-/* What the daemon keeps of a slot for itself: 32 bytes.  The rest is its record in shared memory. */
+/* What the daemon keeps of a slot for itself: 28 bytes.  The rest is its record in shared memory. */
 struct block {
 	struct heat_mark heat;
 	uint32_t parent; /* REGISTERED: slot of its parent if that was here when it came, else NS_NONE; PARTIAL: number of its partial;
@@ -22,7 +22,6 @@ struct block {
 	uint32_t children; /* resident blocks that name it as parent */
 	uint32_t leaving; /* children that name it by slot and are clean or copying (heat.h): it may be written down before they go */
 	uint32_t parent_generation; /* of @parent then: tells it from a later block in its slot */
-	uint32_t tombstone;         /* while condemned: number of its index entry */
 };
 
 /* A region's slots.  Slot numbers are (region << shift) + place. */
@@ -42,6 +41,12 @@ struct ns_geometry {
 /* A parent that is not here, or came back after its children: so children that cannot name its slot find it. */
 struct orphan;
 
+/* Memory for the next ones of a kind. */
+struct lease_pool {
+	struct list *free; /* owns; by their first word */
+	uint32_t n;
+};
+
 struct ns_counts {
 	uint64_t stored, dropped, deduplicated, aborted;
 	uint64_t looked_up, hits, hits_lower, misses; /* hits: in host memory */
@@ -58,6 +63,7 @@ struct ns {
 	struct shm_record *records;
 	/* private */
 	struct index index;
+	uint8_t *behind; /* owns; the index's */
 	struct heat heat;
 	struct block *blocks;        /* owns */
 	struct ns_region *regions;   /* owns */
@@ -72,6 +78,7 @@ struct ns {
 	struct partial **partial_at; /* owns the table: number -> partial */
 	struct partial *partial_by_key; /* borrows; uthash, only with several lanes */
 	uint32_t partial_cap, partial_free;
+	struct lease_pool partial_pool, lease_pool; /* own */
 	uint32_t n_holders, next_serial, take_from;
 	uint32_t n_slots, n_free, n_used, n_partial, n_quarantined; /* used: registered */
 	struct ns_counts counts;

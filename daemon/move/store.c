@@ -33,7 +33,9 @@ int store_new(const struct store_config *config, struct store **ret_store)
 	/* Clients know the boot id, but not where we are: they cannot choose numbers that meet in the table. */
 	store->seen_secret = store_mix(config->boot_id ^ (uintptr_t)store);
 	store->seen = calloc(4ull * STORE_SEEN, sizeof(*store->seen));
-	if (!store->seen || mover_init(store) < 0) {
+	store->hashes = malloc(STORE_MAX_KEYS * sizeof(*store->hashes));
+	if (!store->seen || !store->hashes || mover_init(store) < 0) {
+		free(store->hashes);
 		free(store->seen);
 		free(store);
 		return -ENOMEM;
@@ -79,6 +81,7 @@ struct store *store_free(struct store *store)
 		store_ns_free(store_ns_at(it));
 	mover_deinit(store);
 	free(store->victims);
+	free(store->hashes);
 	free(store->seen);
 	free(store);
 	return NULL;
@@ -95,8 +98,12 @@ struct store_ns *store_find(struct store *store, const char *name)
 	return NULL;
 }
 
-void store_seen_begin(struct store *store)
+void store_seen_begin(struct store *store, uint32_t n)
 {
+	assert(n <= STORE_MAX_KEYS);
+	store->seen_mask = 63;
+	while (store->seen_mask + 1 < 2 * n) /* a small request touches little memory */
+		store->seen_mask = store->seen_mask * 2 + 1;
 	if (++store->seen_epoch == 0) {
 		memset(store->seen, 0, 4ull * STORE_SEEN * sizeof(*store->seen));
 		store->seen_epoch = 1;
@@ -108,7 +115,7 @@ bool store_seen(struct store *store, uint64_t x)
 {
 	uint64_t h = store_mix(x ^ store->seen_secret);
 
-	for (uint32_t i = (uint32_t)(h >> 40) % STORE_SEEN;; i = (i + 1) % STORE_SEEN) {
+	for (uint32_t i = (uint32_t)(h >> 40) & store->seen_mask;; i = (i + 1) & store->seen_mask) {
 		uint32_t *e = &store->seen[4ull * i];
 
 		if (e[0] != store->seen_epoch) {

@@ -26,6 +26,21 @@ void store_ns_clock(struct ns *ns)
 	atomic_store_explicit(&ns->shm->clock, clock, memory_order_relaxed);
 }
 
+#define STORE_AHEAD 16u
+
+/* store->hashes[i] becomes that of key i, and what a look-up of it reads first is on its way. */
+static inline __attribute__((always_inline)) void store_hash_ahead(struct holder *h, const uint8_t *keys, uint32_t n,
+                                                                   uint32_t i)
+{
+	struct ns *ns = h->ns;
+	struct shm_hash *hash = &store_ns_of(h)->store->hashes[i];
+
+	if (i >= n)
+		return;
+	*hash = index_hash(&ns->index, keys + (size_t)i * ns->desc->key_bytes);
+	index_prefetch(&ns->index, *hash);
+}
+
 /* ---- reserve ---- */
 
 enum { RESERVE_NEW = STORE_NO_SLOT - 1, RESERVE_JOIN = STORE_NO_SLOT - 2 };
@@ -39,17 +54,21 @@ static void store_reserve_sort(struct holder *h, struct store_reserve *a, uint64
 	uint32_t kb = ns->desc->key_bytes;
 
 	*ret_new = *ret_join = 0;
-	store_seen_begin(store);
+	store_seen_begin(store, a->n);
+	for (uint32_t i = 0; a->keys && i < STORE_AHEAD; i++)
+		store_hash_ahead(h, a->keys, a->n, i);
 	for (uint32_t i = 0; i < a->n; i++) {
 		const uint8_t *key = a->keys ? a->keys + (size_t)i * kb : NULL;
-		uint32_t slot = key ? block_find(ns, key) : NS_NONE;
+		uint32_t slot = key ? block_find_hashed(ns, key, store->hashes[i]) : NS_NONE;
 
+		if (key)
+			store_hash_ahead(h, a->keys, a->n, i + STORE_AHEAD);
 		a->generations[i] = STORE_NO_SLOT;
 		if (slot != NS_NONE) {
 			a->slots[i] = STORE_NO_SLOT;
 			if (lease_hold(h, slot) == 0)
 				a->generations[i] = slot; /* let go in store_reserve_let_go() */
-		} else if (key && store_seen(store, index_hash(&ns->index, key).tag)) {
+		} else if (key && store_seen(store, store->hashes[i].tag)) {
 			a->slots[i] = STORE_NO_SLOT;
 		} else if (key && lease_can_join(ns, key, lanes)) {
 			a->slots[i] = RESERVE_JOIN;
@@ -191,10 +210,14 @@ static int store_commit_check(struct holder *h, const struct store_commit *a, ui
 		return STORE_E_PERM;
 	if (lanes == 0 || a->length != ns->desc->lane_bytes || (a->n_parents > 1 && a->n_parents != a->n))
 		return STORE_E_INVAL;
-	store_seen_begin(store);
+	store_seen_begin(store, a->n);
 	for (uint32_t i = 0; i < a->n; i++) {
 		const struct lease *lease = lease_find(h, a->slots_in[i], a->generations_in[i], lanes);
 
+		if (i + STORE_AHEAD < a->n && ns_slot_valid(ns, a->slots_in[i + STORE_AHEAD])) {
+			__builtin_prefetch(&ns->blocks[a->slots_in[i + STORE_AHEAD]], 1, 3);
+			__builtin_prefetch(&ns->records[a->slots_in[i + STORE_AHEAD]].generation, 1, 3);
+		}
 		if (store_seen(store, a->slots_in[i]) || key_is_zero(a->keys + (size_t)i * kb, kb))
 			return STORE_E_INVAL;
 		if (lease && lease->partial->keyed && memcmp(lease->partial->key, a->keys + (size_t)i * kb, kb) != 0)
@@ -213,22 +236,40 @@ static int store_commit_check(struct holder *h, const struct store_commit *a, ui
 	return STORE_E_STALE;
 }
 
+/* Key i and its parent, with their hashes: of a chain the parent is mostly the key before. */
+static void store_commit_what(struct holder *h, const struct store_commit *a, uint32_t i, struct block_new *ret)
+{
+	const struct ns *ns = h->ns;
+	const struct shm_hash *hashes = store_ns_of(h)->store->hashes;
+	uint32_t kb = ns->desc->key_bytes;
+
+	*ret = (struct block_new){ .key = a->keys + (size_t)i * kb,
+		                   .parent_key = store_commit_parent(ns, a, i),
+		                   .hash = hashes[i] };
+	if (!ret->parent_key)
+		return;
+	if (i > 0 && memcmp(ret->parent_key, ret->key - kb, kb) == 0)
+		ret->parent_hash = hashes[i - 1];
+	else
+		ret->parent_hash = index_hash(&ns->index, ret->parent_key);
+}
+
 static uint8_t store_commit_one(struct holder *h, const struct store_commit *a, uint32_t i, uint64_t lanes)
 {
 	struct ns *ns = h->ns;
 	uint32_t slot = a->slots_in[i], canonical = slot;
-	const uint8_t *key = a->keys + (size_t)i * ns->desc->key_bytes;
+	struct block_new what;
 	struct lease *lease = lease_find(h, slot, a->generations_in[i], lanes);
 	struct partial *p;
 	int r;
 
 	a->slots[i] = slot;
 	a->generations[i] = a->generations_in[i];
-	metrics_add(METRIC_bytes_written, a->length);
 	if (!lease_write_lanes(lease, lanes, &p))
 		return STORE_LANES_MISSING;
 	lease_write_done(ns, p);
-	r = block_register(ns, slot, key, store_commit_parent(ns, a, i), &canonical);
+	store_commit_what(h, a, i, &what);
+	r = block_register_hashed(ns, slot, &what, &canonical);
 	if (r == 0)
 		return STORE_NEW;
 	ns_slot_free(ns, slot, SHM_PARTIAL);
@@ -264,8 +305,13 @@ int store_commit(struct holder *h, struct store_commit *a)
 	if (a->hold && quota_charge(h->user, QUOTA_HOLDS, a->n) != 0)
 		return STORE_E_LIMIT;
 	store_ns_clock(ns);
-	for (uint32_t i = 0; i < a->n; i++)
+	metrics_add(METRIC_bytes_written, a->n * a->length);
+	for (uint32_t i = 0; i < STORE_AHEAD; i++)
+		store_hash_ahead(h, a->keys, a->n, i);
+	for (uint32_t i = 0; i < a->n; i++) {
+		store_hash_ahead(h, a->keys, a->n, i + STORE_AHEAD);
 		a->states[i] = store_commit_one(h, a, i, lanes);
+	}
 	/* Tail first into the order: within one batch the tail is the coldest. */
 	for (uint32_t i = a->n; i-- > 0;) {
 		if (a->slots[i] == STORE_NO_SLOT || a->states[i] == STORE_LANES_MISSING)
@@ -296,7 +342,7 @@ int store_abort(struct holder *h, uint32_t lane, const uint32_t *slots, const ui
 	thread_assert(THREAD_LOOP);
 	if (lanes == 0)
 		return STORE_E_INVAL;
-	store_seen_begin(store);
+	store_seen_begin(store, n);
 	for (uint32_t i = 0; i < n; i++) {
 		if (store_seen(store, slots[i]))
 			return STORE_E_INVAL;

@@ -89,7 +89,8 @@ struct store {
 	uint32_t n_plan;
 	uint64_t seen_secret;
 	struct mover mover;
-	uint32_t *seen, seen_epoch; /* owns; 2 * SEEN_SIZE words: what the request in hand named already */
+	uint32_t *seen, seen_epoch, seen_mask; /* owns; what the request in hand named already */
+	struct shm_hash *hashes;               /* owns; STORE_MAX_KEYS: of the keys of the request in hand */
 };
 
 static inline struct store_ns *store_ns_of(struct holder *h)
@@ -143,8 +144,8 @@ void space_region_drop(struct store_ns *sn, uint32_t region);
 /* Sets max_bytes: call after used_bytes went down or allowed_bytes changed. */
 void store_ns_limit(struct store_ns *sn);
 
-/* Has the request in hand named @x before?  store_seen_begin() first. */
-void store_seen_begin(struct store *store);
+/* Has the request in hand named @x before?  store_seen_begin() first, for at most @n. */
+void store_seen_begin(struct store *store, uint32_t n);
 bool store_seen(struct store *store, uint64_t x);
 
 #endif

@@ -328,7 +328,7 @@ static void look(const struct shm_record *records, struct shm_line *lines)
 	for (uint64_t i = 0; i < ix.n_lines * SHM_LINE_ENTRIES; i++) {
 		struct shm_entry e = lines[i / SHM_LINE_ENTRIES].entries[i % SHM_LINE_ENTRIES];
 
-		if (e.generation == 0 || e.slot == SHM_NO_SLOT)
+		if (e.generation == 0 || e.generation == UINT32_MAX)
 			continue;
 		must_eq(record_state(&records[e.slot]), SHM_REGISTERED);
 		must_eq(e.generation, atomic_load(&((struct shm_record *)&records[e.slot])->generation));

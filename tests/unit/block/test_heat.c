@@ -37,9 +37,10 @@ static bool ops_has_children(void *ctx, uint32_t slot)
 	return children[slot] > 0;
 }
 
-static void ops_prefetch(void *ctx, uint32_t slot)
+static void ops_prefetch(void *ctx, uint32_t slot, bool near)
 {
 	(void)ctx;
+	(void)near;
 	assert(slot < SLOTS);
 }
 

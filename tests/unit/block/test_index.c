@@ -23,6 +23,7 @@ static void checked_store(struct shm_entry *p, struct shm_entry e);
 enum state { ABSENT, PRESENT, CONDEMNED };
 
 static struct shm_line *lines;
+static uint8_t *behind;
 static struct shm_record records[KEYS];
 static struct index ix;
 static enum state states[KEYS];
@@ -73,7 +74,8 @@ static void checked_store(struct shm_entry *p, struct shm_entry e)
 static void open_table(uint64_t n_lines, uint32_t key_bytes)
 {
 	lines = aligned_alloc(64, n_lines * sizeof(*lines));
-	ck_assert_ptr_nonnull(lines);
+	behind = calloc(1, index_behind_bytes(n_lines));
+	ck_assert(lines && behind);
 	memset(lines, 0, n_lines * sizeof(*lines));
 	memset(states, 0, sizeof(states));
 	for (uint32_t i = 0; i < KEYS; i++) {
@@ -81,6 +83,7 @@ static void open_table(uint64_t n_lines, uint32_t key_bytes)
 		memcpy(records[i].key + key_bytes - 8, &i, sizeof(i));
 	}
 	ix = (struct index){ .lines = lines,
+		             .behind = behind,
 		             .keys = records->key,
 		             .key_stride = sizeof(*records),
 		             .n_lines = n_lines,
@@ -92,6 +95,7 @@ static void open_table(uint64_t n_lines, uint32_t key_bytes)
 static void teardown(void)
 {
 	free(lines);
+	free(behind);
 }
 
 static void setup(void)
@@ -157,10 +161,12 @@ static void check_table(void)
 		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
 			const struct shm_entry *e = &ix.lines[l].entries[i];
 
-			if (e->generation != 0 && e->slot == SHM_NO_SLOT)
+			if (e->generation == UINT32_MAX)
 				tombstones++;
 			else if (e->generation != 0)
 				used++;
+			if (e->generation != 0 && e->generation != UINT32_MAX)
+				assert((hash(e->slot).line + behind[l * SHM_LINE_ENTRIES + i]) % ix.n_lines == l);
 		}
 	}
 	assert(used == count(PRESENT) && used == ix.used);
@@ -170,6 +176,8 @@ static void check_table(void)
 
 		assert((e != NULL) == (states[i] == PRESENT));
 		assert(!e || (e->slot == i && e->generation == i + 1));
+		e = index_find_tombstone(&ix, hash(i), i);
+		assert((e != NULL) == (states[i] == CONDEMNED));
 	}
 }
 
