@@ -501,6 +501,7 @@ static int start_service(struct daemon *d)
 		.start_ns = loop_now_ns(d->loop),
 		.wait_ns = d->config.g3_wait_ns,
 		.lower = d->lower,
+		.lower_paths = d->config.g3_path,
 	};
 	return error_trace(service_init(&d->service));
 }

@@ -222,7 +222,9 @@ int kvbm_info(struct kvbm *kvbm, const char *topic, const char *name, const void
 
 /* Administration: @action "flush" (drop every block that is not in use), "drop" (these keys, or the whole namespace when
  * n is 0).  Returns the number of blocks dropped; *ret_kept (may be NULL) those in use.  Millions of blocks take seconds, in which
- * others are served; it ends unfinished with the session.  Errors: PERM, NOENT. */
+ * others are served; it ends unfinished with the session.  "prefetch": brings the leading ones of these keys into memory and waits for up to
+ * 4 s; returns how many are there then, *ret_kept: those that are not.  "drain": begins to write whatever is not below memory yet; returns how
+ * many blocks that is, *ret_kept: those that cannot go there.  Errors: PERM, NOENT; BUSY (what is below is offline). */
 int kvbm_admin(struct kvbm *kvbm, const char *action, const char *name, const void *keys, uint32_t key_bytes,
                uint32_t n, uint32_t *ret_kept);
 

@@ -8,27 +8,6 @@
 #include "ctl.h"
 #include "output.h"
 
-/* Where there is only one namespace, it need not be named.  0 and *ns is the caller's in any case, or the exit code after saying why. */
-static int block_namespace(struct ctl *ctl, const char *given, char **ret_ns)
-{
-	json_t *list;
-	int r;
-
-	if (given) {
-		*ret_ns = strdup(given);
-		return *ret_ns ? 0 : CTL_NO;
-	}
-	r = ctl_info(ctl, "namespaces", NULL, &list);
-	if (r != 0)
-		return r;
-	if (json_array_size(list) == 1)
-		*ret_ns = strdup(json_string_value(json_object_get(json_array_get(list, 0), "name")));
-	else
-		r = ctl_usage(ctl, "--namespace is missing: there are %zu", json_array_size(list));
-	json_decref(list);
-	return r;
-}
-
 int verb_block(struct ctl *ctl, int argc, char **argv)
 {
 	const char *given = NULL;
@@ -45,7 +24,7 @@ int verb_block(struct ctl *ctl, int argc, char **argv)
 		return CTL_USAGE;
 	r = ctl_open(ctl);
 	if (r == 0)
-		r = block_namespace(ctl, given, &ns);
+		r = ctl_namespace(ctl, given, &ns);
 	if (r != 0)
 		return r;
 	r = ctl_info_try(ctl->kvbm, ctl->verb->name, ns, key, (uint32_t)len, &value);
@@ -116,7 +95,7 @@ int verb_match(struct ctl *ctl, int argc, char **argv)
 			return CTL_USAGE;
 	r = ctl_open(ctl);
 	if (r == 0)
-		r = block_namespace(ctl, given, &ns);
+		r = ctl_namespace(ctl, given, &ns);
 	if (r == 0)
 		r = ctl_info(ctl, "namespaces", ns, &one); /* so that a wrong name is not taken for a miss */
 	if (r == 0) {
@@ -165,30 +144,6 @@ int verb_flush(struct ctl *ctl, int argc, char **argv)
 	return drop_report(ctl, ns, r, kept);
 }
 
-/* All keys packed, of one length. */
-static int drop_keys(struct ctl *ctl, int argc, char **argv, uint8_t **ret_keys, uint32_t *ret_len)
-{
-	uint8_t *keys = calloc((size_t)argc + 1, KVBM_KEY_MAX), key[KVBM_KEY_MAX];
-	int len = 0, first = 0;
-
-	if (!keys)
-		return CTL_NO;
-	for (int i = 0; i < argc; i++) {
-		len = ctl_key(ctl, argv[i], key);
-		first = i == 0 ? len : first;
-		if (len >= 0 && len != first)
-			ctl_usage(ctl, "'%s' is not as long as the first key", argv[i]);
-		if (len < 0 || len != first) {
-			free(keys);
-			return CTL_USAGE;
-		}
-		memcpy(keys + (size_t)i * (size_t)len, key, (size_t)len);
-	}
-	*ret_keys = keys;
-	*ret_len = (uint32_t)len;
-	return 0;
-}
-
 int verb_drop(struct ctl *ctl, int argc, char **argv)
 {
 	const char *ns = NULL;
@@ -201,7 +156,7 @@ int verb_drop(struct ctl *ctl, int argc, char **argv)
 		return r;
 	if (!ns)
 		return ctl_usage(ctl, "--namespace is missing");
-	r = drop_keys(ctl, argc, argv, &keys, &len);
+	r = ctl_keys(ctl, argc, argv, &keys, &len);
 	if (r != 0)
 		return r;
 	r = ctl_open(ctl);

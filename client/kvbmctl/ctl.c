@@ -168,6 +168,49 @@ int ctl_key(const struct ctl *ctl, const char *text, uint8_t ret_key[KVBM_KEY_MA
 	return (int)key.len;
 }
 
+int ctl_keys(struct ctl *ctl, int argc, char **argv, uint8_t **ret_keys, uint32_t *ret_len)
+{
+	uint8_t *keys = calloc((size_t)argc + 1, KVBM_KEY_MAX), key[KVBM_KEY_MAX];
+	int len = 0, first = 0;
+
+	if (!keys)
+		return CTL_NO;
+	for (int i = 0; i < argc; i++) {
+		len = ctl_key(ctl, argv[i], key);
+		first = i == 0 ? len : first;
+		if (len >= 0 && len != first)
+			ctl_usage(ctl, "'%s' is not as long as the first key", argv[i]);
+		if (len < 0 || len != first) {
+			free(keys);
+			return CTL_USAGE;
+		}
+		memcpy(keys + (size_t)i * (size_t)len, key, (size_t)len);
+	}
+	*ret_keys = keys;
+	*ret_len = (uint32_t)len;
+	return 0;
+}
+
+int ctl_namespace(struct ctl *ctl, const char *given, char **ret_ns)
+{
+	json_t *list;
+	int r;
+
+	if (given) {
+		*ret_ns = strdup(given);
+		return *ret_ns ? 0 : CTL_NO;
+	}
+	r = ctl_info(ctl, "namespaces", NULL, &list);
+	if (r != 0)
+		return r;
+	if (json_array_size(list) == 1)
+		*ret_ns = strdup(json_string_value(json_object_get(json_array_get(list, 0), "name")));
+	else
+		r = ctl_usage(ctl, "--namespace is missing: there are %zu", json_array_size(list));
+	json_decref(list);
+	return r;
+}
+
 int ctl_requests(const struct ctl *ctl, const char *trace, const char *workload, uint32_t limit, struct requests *rs)
 {
 	char error[TRACE_ERROR_SIZE] = "";

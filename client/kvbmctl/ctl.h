@@ -33,6 +33,10 @@ int verb_block(struct ctl *ctl, int argc, char **argv); /* block why */
 int verb_match(struct ctl *ctl, int argc, char **argv);
 int verb_flush(struct ctl *ctl, int argc, char **argv);
 int verb_drop(struct ctl *ctl, int argc, char **argv);
+int verb_prefetch(struct ctl *ctl, int argc, char **argv);
+int verb_drain(struct ctl *ctl, int argc, char **argv);
+int verb_fsck(struct ctl *ctl, int argc, char **argv);
+int verb_dump(struct ctl *ctl, int argc, char **argv);
 int verb_doctor(struct ctl *ctl, int argc, char **argv);
 int verb_replay(struct ctl *ctl, int argc, char **argv);
 int verb_simulate(struct ctl *ctl, int argc, char **argv);
@@ -64,6 +68,12 @@ void ctl_print(const struct ctl *ctl, json_t *value);
 
 /* Hex to bytes.  Returns the number of bytes (8..32), or -1 after saying what is wrong. */
 int ctl_key(const struct ctl *ctl, const char *text, uint8_t ret_key[KVBM_KEY_MAX]);
+
+/* All of argv packed; they are of one length.  0 and *ret_keys is the caller's (free), or the exit code after saying why. */
+int ctl_keys(struct ctl *ctl, int argc, char **argv, uint8_t **ret_keys, uint32_t *ret_len);
+
+/* Where there is only one namespace, it need not be named.  0 and *ret_ns is the caller's (free), or the exit code after saying why. */
+int ctl_namespace(struct ctl *ctl, const char *given, char **ret_ns);
 
 /* Reads --trace or generates --workload; exactly one must be given.  0, or the exit code after saying why. */
 int ctl_requests(const struct ctl *ctl, const char *trace, const char *workload, uint32_t limit, struct requests *rs);

@@ -109,6 +109,47 @@ static void doctor_daemon(struct doctor *d)
 		doctor_say(d, FINDING_OK, "daemon", "", "answers");
 }
 
+/* A file or device of g3, as far as this uid may look. */
+static void doctor_path(struct doctor *d, const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
+	struct stat st;
+	struct statfs fs;
+	char size[64], there[64];
+
+	if (stat(path, &st) != 0) {
+		doctor_say(d, FINDING_WARN, "g3 path", "run doctor as the daemon's user or root to see more", "%s: %s",
+		           path, strerror(errno));
+	} else if (fd < 0 && errno == EINVAL) {
+		doctor_say(d, FINDING_WARN, "g3 path",
+		           "its filesystem refuses O_DIRECT: copies go through the page cache; use ext4, xfs or a device",
+		           "%s: no O_DIRECT", path);
+	} else if (S_ISREG(st.st_mode) && (uint64_t)st.st_blocks * 512 < (uint64_t)st.st_size / 100 * 99) {
+		bool fits = statfs(path, &fs) == 0 && (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >=
+		                                              (uint64_t)st.st_size - (uint64_t)st.st_blocks * 512;
+
+		doctor_say(d, FINDING_WARN, "g3 path",
+		           fits ? "its filesystem has no fallocate: nobody else may fill it up"
+		                : "make room on its filesystem, or it will run full under the daemon",
+		           "%s: %s are allocated of %s", path,
+		           output_bytes((double)st.st_blocks * 512, there, sizeof(there)),
+		           output_bytes((double)st.st_size, size, sizeof(size)));
+	} else {
+		doctor_say(d, FINDING_OK, "g3 path", "", "%s: %s%s", path,
+		           S_ISBLK(st.st_mode) ? "a device" : "a file, allocated", fd >= 0 ? ", O_DIRECT" : "");
+	}
+	if (fd >= 0)
+		close(fd);
+}
+
+static void doctor_paths(struct doctor *d, const json_t *paths)
+{
+	const json_t *path;
+	size_t i;
+
+	json_array_foreach(paths, i, path) doctor_path(d, json_string_value(path));
+}
+
 /* What the tiers say about themselves. */
 static void doctor_tiers(struct doctor *d)
 {
@@ -124,18 +165,21 @@ static void doctor_tiers(struct doctor *d)
 		const char *name = json_string_value(json_object_get(tier, "name"));
 		const char *note = json_string_value(json_object_get(tier, "note"));
 		const char *state = json_string_value(json_object_get(tier, "state"));
-		bool offline = state && (strcmp(state, "offline") == 0 || strcmp(state, "failed") == 0);
+		bool fine = !state || strcmp(state, "ok") == 0 || strcmp(state, "online") == 0 ||
+		            strcmp(state, "growing") == 0 || strcmp(state, "recovering") == 0;
 		char size[OUTPUT_TEXT];
 
 		output_value("size_bytes",
 		             json_object_get(tier, "size_bytes") ? json_object_get(tier, "size_bytes") : json_null(),
 		             size);
 		doctor_say(d,
-		           offline         ? FINDING_FAIL
+		           !fine           ? FINDING_FAIL
 		           : note && *note ? FINDING_WARN
 		                           : FINDING_OK,
-		           "tier", "", "%s: %s%s%s%s%s", name ? name : "?", size, state ? ", " : "", state ? state : "",
+		           "tier", fine ? "" : "the others serve on; it comes back by itself when the drive does",
+		           "%s: %s%s%s%s%s", name ? name : "?", size, state ? ", " : "", state ? state : "",
 		           note && *note ? ", " : "", note ? note : "");
+		doctor_paths(d, json_object_get(tier, "paths"));
 	}
 	json_decref(tiers);
 }

@@ -5,21 +5,36 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "base/assert.h"
 #include "base/clock.h"
 #include "ctl.h"
 #include "output.h"
 
-static const char *const info_namespaces[] = { "name",     "lane_bytes",  "lanes",     "slots",     "used",
-	                                       "sessions", "pins",        "looked_up", "hit_rate",  "stored",
-	                                       "dropped",  "looked_up/s", "stored/s",  "dropped/s", NULL };
+/* The most telling first: what the terminal has no room for is left out from the end. */
+static const char *const info_namespaces[] = { "name",        "lane_bytes", "slots",    "used",      "g3_used",
+	                                       "looked_up/s", "stored/s",   "hit_rate", "dropped/s", "pins",
+	                                       "looked_up",   "stored",     "dropped",  "lanes",     "sessions",
+	                                       "g3_slots",    NULL };
 static const char *const info_clients[] = { "session",           "name",    "pid",  "uid",       "state",
 	                                    "namespaces",        "writing", "pins", "looked_up", "hit_rate",
 	                                    "connected_seconds", NULL };
-static const char *const info_tiers[] = { "name", "state", "size_bytes",  "used_bytes", "slots",
-	                                  "free", "used",  "quarantined", "pages",      NULL };
+static const char *const info_tiers[] = { "name", "state", "size_bytes",  "used_bytes", "slots",  "free",
+	                                  "used", "pages", "quarantined", "in_flight",  "queued", NULL };
+
+/* Columns of the terminal; SIZE_MAX: it is none, and COLUMNS does not say. */
+static size_t info_width(void)
+{
+	const char *given = getenv("COLUMNS");
+	struct winsize size;
+
+	if (given && atoi(given) > 0)
+		return (size_t)atoi(given);
+	return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : SIZE_MAX;
+}
 
 /* The columns of a list; NULL: all. */
 static const char *const *info_columns(const char *topic)
@@ -31,20 +46,69 @@ static const char *const *info_columns(const char *topic)
 	return strcmp(topic, "tiers") == 0 ? info_tiers : NULL;
 }
 
+/* @rows with those of the columns @names that a line has room for; new. */
+static json_t *info_pick(const json_t *rows, const char *const *names)
+{
+	const char *some[32];
+	size_t n = 0, width = info_width();
+	json_t *table;
+
+	for (; names[n]; n++) {
+		assert(n + 1 < sizeof(some) / sizeof(*some));
+		some[n] = names[n];
+	}
+	for (;; n--) {
+		some[n] = NULL;
+		table = output_pick(rows, some);
+		if (n <= 1 || output_width(table) <= width)
+			return table;
+		json_decref(table);
+	}
+}
+
+static const char *info_number(const json_t *row, const char *name, char buf[OUTPUT_TEXT])
+{
+	const json_t *value = json_object_get(row, name);
+
+	output_value(name, value ? value : json_null(), buf);
+	return buf;
+}
+
+/* What a tier with drives does at the moment. */
+static void info_drives(const json_t *tier, const char *name)
+{
+	char a[OUTPUT_TEXT], b[OUTPUT_TEXT];
+
+	if (!json_object_get(tier, "drives"))
+		return;
+	printf("%s: %s in flight, %s waiting", name, info_number(tier, "in_flight", a), info_number(tier, "queued", b));
+	printf("; reads %s in %s", info_number(tier, "read_bytes_per_second", a),
+	       info_number(tier, "read_latency_seconds", b));
+	printf(", writes %s in %s\n", info_number(tier, "write_bytes_per_second", a),
+	       info_number(tier, "write_latency_seconds", b));
+	printf("%s: written today %s", name, info_number(tier, "written_today_bytes", a));
+	if (json_integer_value(json_object_get(tier, "write_budget_bytes")) > 0)
+		printf(" of %s", info_number(tier, "write_budget_bytes", a));
+	printf("; %s errors, %s wrong checksums\n", info_number(tier, "errors", a),
+	       info_number(tier, "checksum_errors", b));
+}
+
 /* A list as a table, and what is to say about its rows. */
 static void info_list(const char *topic, const json_t *rows)
 {
-	json_t *table = output_pick(rows, info_columns(topic)), *row;
+	json_t *table = info_pick(rows, info_columns(topic)), *row;
 	size_t i;
 
 	output_table(table);
 	json_decref(table);
 	json_array_foreach(rows, i, row)
 	{
-		const char *note = json_string_value(json_object_get(row, "note"));
+		const char *note = json_string_value(json_object_get(row, "note")),
+			   *name = json_string_value(json_object_get(row, "name"));
 
+		info_drives(row, name);
 		if (note && *note)
-			printf("%s: %s\n", json_string_value(json_object_get(row, "name")), note);
+			printf("%s: %s\n", name, note);
 	}
 }
 

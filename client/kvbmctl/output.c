@@ -75,8 +75,8 @@ static bool output_ends(const char *name, const char *end)
 /* Names things rather than counting them: its digits are all shown. */
 static bool output_is_identity(const char *name)
 {
-	static const char *const ends[] = { "id",     "slot", "generation", "session", "serial",
-		                            "region", "seed", "version",    "node" };
+	static const char *const ends[] = { "id",   "slot",    "generation", "session", "serial", "region",
+		                            "seed", "version", "node",       "area",    "place",  "offset" };
 
 	for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++)
 		if (output_ends(name, ends[i]))
@@ -282,6 +282,16 @@ json_t *output_pick(const json_t *rows, const char *const *names)
 		json_array_append_new(picked, some);
 	}
 	return picked;
+}
+
+size_t output_width(const json_t *rows)
+{
+	struct output_column columns[OUTPUT_COLUMNS];
+	size_t n = output_columns(rows, columns), width = 0;
+
+	for (size_t c = 0; c < n; c++)
+		width += columns[c].width + (c ? 2 : 0);
+	return width;
 }
 
 void output_table(json_t *value)

@@ -24,6 +24,9 @@ void output_json(const json_t *value);
 /* @rows, an array of objects, with only the members @names (NULL-terminated), in that order; new. */
 json_t *output_pick(const json_t *rows, const char *const *names);
 
+/* Characters that a line of @rows as a table takes. */
+size_t output_width(const json_t *rows);
+
 /* Any JSON value as text: an object's members as lines, an array of objects as a table with a column for each name that occurs. */
 void output_table(json_t *value);
 

@@ -25,7 +25,7 @@ int store_flush_begin(struct store *store, const char *name, bool remove, struct
 		return 0;
 	if (!sn)
 		return STORE_E_NOENT;
-	if (remove && (sn->ns.n_holders || sn->zombies || sn->n_transfers))
+	if (remove && (sn->ns.n_holders || sn->zombies || sn->n_transfers || sn->n_onboards))
 		return STORE_E_LIMIT;
 	f->number = sn->number;
 	return 0;
@@ -115,7 +115,8 @@ static void flush_next(struct store_ns *sn, struct store_flush *f)
 	f->below = false;
 	f->area = f->place = 0;
 	/* Unless somebody has come meanwhile: then its blocks are gone, and it stays. */
-	if (f->remove && sn->ns.n_used == 0 && !sn->ns.n_holders && !sn->zombies && !sn->n_transfers)
+	if (f->remove && sn->ns.n_used == 0 && !sn->ns.n_holders && !sn->zombies && !sn->n_transfers &&
+	    !sn->n_onboards)
 		store_ns_free(sn);
 }
 

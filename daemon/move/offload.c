@@ -9,6 +9,7 @@
  */
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/thread.h"
 #include "move/transfer.h"
@@ -88,6 +89,54 @@ static void offload_through(struct store_ns *sn)
 	}
 }
 
+/* Looked at in one go. */
+#define DRAIN_SLOTS 16384u
+
+/* What somebody wants below at once, hot or cold: it keeps its place in host memory. */
+static void offload_drain(struct store_ns *sn)
+{
+	struct ns *ns = &sn->ns;
+
+	sn->drain_more = false;
+	for (uint32_t i = 0; i < DRAIN_SLOTS && sn->drain_next < sn->drain_end; i++) {
+		uint32_t slot = sn->drain_next;
+
+		if (ns_slot_valid(ns, slot) && ns_slot_state(ns, slot) == SHM_REGISTERED &&
+		    lower_find(ns->lower, ns->records[slot].key) == LOWER_NONE) {
+			if (ns->moving[slot]) /* on its way, or its checksum is being made */
+				return;
+			if (!mover_has_room(sn->store) || transfer_down(sn, slot, true, TIER_BACKGROUND) == TRANSFER_LATER)
+				return;
+		}
+		sn->drain_next++;
+	}
+	sn->drain_more = sn->drain_next < sn->drain_end;
+}
+
+int store_drain(struct store *store, const char *name, uint32_t *ret_begun, uint32_t *ret_cannot)
+{
+	bool found = name == NULL;
+
+	thread_assert(THREAD_LOOP);
+	*ret_begun = *ret_cannot = 0;
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		if (name && strcmp(name, sn->desc.name) != 0)
+			continue;
+		found = true;
+		if (!sn->ns.lower || sn->write == STORE_WRITE_NEVER) {
+			*ret_cannot += sn->ns.n_used - (sn->ns.lower ? sn->ns.twins : 0);
+			continue;
+		}
+		*ret_begun += sn->ns.n_used - sn->ns.twins;
+		sn->drain_next = 0;
+		sn->drain_end = sn->ns.geo.n_regions << sn->ns.geo.shift;
+	}
+	store_moved(store);
+	return found ? 0 : STORE_E_NOENT;
+}
+
 static void offload_ns(struct store_ns *sn, bool *ret_clean)
 {
 	struct ns *ns = &sn->ns;
@@ -98,6 +147,7 @@ static void offload_ns(struct store_ns *sn, bool *ret_clean)
 		return;
 	if (sn->write == STORE_WRITE_THROUGH)
 		offload_through(sn);
+	offload_drain(sn);
 	if (store_ns_can_grow(sn) && sn->wanted == 0)
 		return;
 	mark = offload_mark(sn);

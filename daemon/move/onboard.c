@@ -184,6 +184,7 @@ static void onboard_finish(struct store_onboard *o)
 	if (list_is_linked(&o->waiting))
 		list_del(&o->waiting);
 	list_del(&o->link);
+	o->holder_ns->n_onboards--;
 	o->finished = true;
 }
 
@@ -226,12 +227,10 @@ void onboard_settle(struct onboard_want *w, uint8_t status, uint32_t slot)
 
 /* ---- the face ---- */
 
-int store_onboard(struct holder *h, struct store_onboard *o)
+static int onboard_begin(struct store_ns *sn, struct holder *h, struct store_onboard *o)
 {
-	struct store_ns *sn = store_ns_of(h);
-
 	thread_assert(THREAD_LOOP);
-	assert(!h->closed && o->n <= STORE_MAX_KEYS);
+	assert(o->n <= STORE_MAX_KEYS && (h || !o->hold));
 	sn->ns.now_ns = o->now_ns;
 	o->holder = h;
 	o->holder_ns = sn;
@@ -240,11 +239,28 @@ int store_onboard(struct holder *h, struct store_onboard *o)
 	o->finished = false;
 	list_init(&o->waiting);
 	list_add_tail(&sn->store->mover.onboards, &o->link);
+	sn->n_onboards++;
 	memset(o->status, STORE_ONBOARD_PENDING, o->n);
 	if (!onboard_step(o))
 		return STORE_E_WAIT;
 	onboard_finish(o);
 	return 0;
+}
+
+int store_onboard(struct holder *h, struct store_onboard *o)
+{
+	assert(!h->closed);
+	return onboard_begin(store_ns_of(h), h, o);
+}
+
+int store_prefetch(struct store *store, const char *name, uint32_t key_bytes, struct store_onboard *o)
+{
+	struct store_ns *sn = store_find(store, name);
+
+	assert(o->prefetch && !o->hold);
+	if (!sn)
+		return STORE_E_NOENT;
+	return key_bytes == sn->desc.key_bytes ? onboard_begin(sn, NULL, o) : STORE_E_INVAL;
 }
 
 /* Takes it off everything that could still come.  Its keys that are not settled get @status. */

@@ -61,6 +61,8 @@ struct store_onboard {
 };
 /* 0: it is done, and done() is not called.  STORE_E_WAIT: done() will be called once, never inline, unless cancelled. */
 int store_onboard(struct holder *h, struct store_onboard *o);
+/* The same for nobody in particular: a prefetch (o->hold is not set) of the namespace of that name.  Outcomes also NOENT, INVAL (@key_bytes). */
+int store_prefetch(struct store *store, const char *name, uint32_t key_bytes, struct store_onboard *o);
 /* Not done: whatever it holds is let go, and done() is not called any more.  Harmless on a done one, whose holds are the session's. */
 void store_onboard_cancel(struct store_onboard *o);
 

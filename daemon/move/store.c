@@ -49,7 +49,7 @@ void store_ns_free(struct store_ns *sn)
 	struct store *store = sn->store;
 	struct tier *host = store->config.host;
 
-	assert(sn->ns.n_holders == 0 && sn->zombies == 0 && sn->n_transfers == 0);
+	assert(sn->ns.n_holders == 0 && sn->zombies == 0 && sn->n_transfers == 0 && sn->n_onboards == 0);
 	/* Lanes that were committed by who has left since, and that nobody completed. */
 	while (!list_empty(&sn->ns.partials))
 		lease_partial_abort(&sn->ns, container_of(list_first(&sn->ns.partials), struct partial, by_deadline));

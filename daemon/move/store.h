@@ -186,6 +186,10 @@ struct store_drop {
 	uint32_t dropped, kept; /* out */
 };
 int store_drop(struct store *store, struct store_drop *args);
+/* Begins to write down whatever is not below yet, of one namespace or all (name NULL), as fast as copies go; once through all slots.
+ * *ret_begun: blocks that are to be written; *ret_cannot: those of namespaces that the tier below does not take, or that are not to write there.
+ * Progress is in the reports.  Outcome: NOENT. */
+int store_drain(struct store *store, const char *name, uint32_t *ret_begun, uint32_t *ret_cannot);
 /* Drops what is not in use, of one namespace or of all (@name NULL), in steps of bounded work.  @remove: and then the namespace, if nobody is
  * attached to it then.  Outcomes of begin: NOENT; LIMIT (@remove, and somebody is attached now).  A step answers whether that was
  * all; a @budget of 16384 is about 500 blocks.  What is stored meanwhile goes too, or not. */
@@ -225,6 +229,7 @@ struct ns_report {
 	uint64_t pins, holds;
 	uint32_t lower_max_slots, lower_slots, lower_free, lower_used, lower_writing, lower_stuck, twins, transfers, clean;
 	uint64_t lower_bytes, lower_metadata_bytes, offloaded, onboarded, lost;
+	uint32_t draining; /* slots that store_drain() has still to look at */
 	const char *write;
 	uint64_t metadata_bytes;
 };
@@ -242,11 +247,13 @@ void holder_report(const struct holder *h, struct holder_report *ret_report);
 struct block_report {
 	struct key key, parent;
 	bool has_parent, parent_present;
+	uint8_t tiers; /* STORE_IN_*; what follows is of host memory but for lower_*, and NO_SLOT where it is not there */
 	uint32_t slot, generation, children, pins, holders;
 	const char *state;
 	uint64_t region;
 	uint32_t child_slots[16], n_child_slots; /* a few, as far as they were found */
 	struct key child_keys[16];
+	uint32_t lower_area, lower_place, lower_reads;
 };
 /* Outcome: NOENT. */
 int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret_report);

@@ -2,7 +2,7 @@
  *
  * Owns each namespace's struct lower.  An area belongs to one namespace at a time; a namespace takes areas as it needs them, up to its maximum;
  * when none is free, one that is under its guaranteed share takes one from whoever is most over its own; then it drops its own coldest copies.
- * What an area's owner and a slot's tag say on disk is laid out here, because only move/ understands it.
+ * What an area's owner and a slot's tag say on disk is in lower_tag.h.
  */
 #include <assert.h>
 #include <errno.h>
@@ -12,26 +12,8 @@
 #include "base/log.h"
 #include "base/metrics.h"
 #include "base/thread.h"
+#include "move/lower_tag.h"
 #include "move/transfer.h"
-
-#define LOWER_OWNER_VERSION 1u
-
-/* What tells one whose an area is.  Numbers in the byte order of the machine, as everywhere below: a drive does not move to another kind. */
-struct lower_owner {
-	uint32_t version, bytes;
-	uint64_t salt[2]; /* of the namespace's tags */
-	struct ns_desc desc;
-};
-_Static_assert(sizeof(struct lower_owner) <= TIER_OWNER_BYTES, "lower_owner");
-
-struct lower_tag {
-	uint8_t key[KEY_MAX];
-	uint64_t parent, sum;
-	uint32_t touch;
-	uint8_t key_bytes, spare[3];
-	uint8_t fingerprint[16];
-};
-_Static_assert(sizeof(struct lower_tag) == 72 && sizeof(struct lower_tag) <= TIER_TAG_BYTES, "lower_tag");
 
 bool lower_is_online(const struct store *store)
 {
@@ -299,12 +281,7 @@ static bool lower_on_area(void *ctx, const struct tier_area *area, const struct 
 	struct lower_owner o;
 	struct store_ns *sn;
 
-	if (owner->length != sizeof(o))
-		return false;
-	memcpy(&o, owner->bytes, sizeof(o));
-	if (o.version != LOWER_OWNER_VERSION || o.bytes != sizeof(o) || o.desc.lane_bytes != shape->lane_bytes ||
-	    o.desc.lanes != shape->lanes || o.desc.key_bytes < KEY_MIN || o.desc.key_bytes > KEY_MAX ||
-	    memchr(o.desc.name, 0, sizeof(o.desc.name)) == NULL)
+	if (!lower_owner_read(owner, shape, &o))
 		return false;
 	sn = store_ns_recover(store, &o.desc, o.salt);
 	if (!sn || !sn->ns.lower || area->id >= sn->ns.lower->n_areas || area->n_slots > 1u << sn->ns.lower->shift ||
@@ -325,7 +302,7 @@ static void lower_on_slot(void *ctx, uint32_t area, uint32_t place, const struct
 	struct lower_tag tag;
 	uint32_t slot;
 
-	memcpy(&tag, raw->bytes, sizeof(tag));
+	lower_tag_read(raw, &tag);
 	if (!sn || tag.key_bytes != sn->desc.key_bytes || tag.sum == 0 ||
 	    memcmp(tag.fingerprint, sn->ns.fingerprint, sizeof(tag.fingerprint)) != 0)
 		return;

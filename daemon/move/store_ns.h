@@ -30,12 +30,14 @@ struct store_ns {
 	/* below host memory; ns.lower is NULL where there is no such tier for it */
 	enum store_write write;
 	uint32_t lower_areas, lower_share, lower_max; /* areas: had, guaranteed, at most */
-	uint32_t n_transfers;
+	uint32_t n_transfers, n_onboards;
 	uint32_t wanted;               /* slots that somebody waits for; 0: nobody does */
 	struct store_through *through; /* owns; a ring of STORE_THROUGH, NULL until first used */
 	uint32_t through_head, through_tail;
 	struct store_through *unsummed; /* owns; the same, of blocks without a checksum */
 	uint32_t unsummed_head, unsummed_tail;
+	uint32_t drain_next, drain_end; /* slots that are still to be written down whatever their heat */
+	bool drain_more;                /* the last look at them ended only because it was long */
 };
 
 /* Committed, and to be looked at before it is cold. */

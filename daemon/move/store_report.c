@@ -53,6 +53,7 @@ static void report_lower(const struct store_ns *sn, struct ns_report *ret)
 	ret->offloaded = l->counts.offloaded;
 	ret->onboarded = l->counts.onboarded;
 	ret->lost = l->counts.lost;
+	ret->draining = sn->drain_end - sn->drain_next;
 }
 
 void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
@@ -118,33 +119,52 @@ static struct key report_key(const struct ns *ns, uint32_t slot)
 	return key_from(ns->records[slot].key, ns->desc->key_bytes);
 }
 
-int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret)
+static void report_block_host(struct ns *ns, uint32_t slot, struct block_report *ret)
 {
-	struct store_ns *sn = store_find(store, name);
-	uint32_t slot, parent;
-	struct ns *ns;
+	uint32_t parent = block_parent(ns, slot);
 
-	if (!sn || key->len != sn->desc.key_bytes)
-		return STORE_E_NOENT;
-	ns = &sn->ns;
-	slot = block_find(ns, key->bytes);
-	if (slot == NS_NONE)
-		return STORE_E_NOENT;
-	*ret = (struct block_report){ .key = *key,
-		                      .slot = slot,
-		                      .generation = ns_slot_generation(ns, slot),
-		                      .children = ns->blocks[slot].children,
-		                      .state = "registered",
-		                      .has_parent = ns->records[slot].parent != 0,
-		                      .region = ns->regions[ns_region_of(ns, slot)].serial };
+	ret->tiers |= STORE_IN_G2;
+	ret->slot = slot;
+	ret->generation = ns_slot_generation(ns, slot);
+	ret->children = ns->blocks[slot].children;
+	ret->has_parent = ns->records[slot].parent != 0;
+	ret->region = ns->regions[ns_region_of(ns, slot)].serial;
 	ret->pins = lease_pins(ns, slot, &ret->holders);
-	parent = block_parent(ns, slot);
 	ret->parent_present = parent != NS_NONE;
 	if (parent != NS_NONE)
 		ret->parent = report_key(ns, parent);
 	ret->n_child_slots = block_children(ns, slot, ret->child_slots, 16);
 	for (uint32_t i = 0; i < ret->n_child_slots; i++)
 		ret->child_keys[i] = report_key(ns, ret->child_slots[i]);
+}
+
+static void report_block_lower(const struct ns *ns, uint32_t lower, struct block_report *ret)
+{
+	const struct lower_copy *c = lower_at(ns->lower, lower);
+
+	ret->tiers |= STORE_IN_G3;
+	ret->has_parent = c->parent != 0;
+	ret->lower_area = lower_area_of(ns->lower, lower);
+	ret->lower_place = lower_place_of(ns->lower, lower);
+	ret->lower_reads = c->busy;
+}
+
+int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret)
+{
+	struct store_ns *sn = store_find(store, name);
+	uint32_t slot, lower;
+
+	if (!sn || key->len != sn->desc.key_bytes)
+		return STORE_E_NOENT;
+	slot = block_find(&sn->ns, key->bytes);
+	lower = sn->ns.lower ? lower_find(sn->ns.lower, key->bytes) : LOWER_NONE;
+	if (slot == NS_NONE && lower == LOWER_NONE)
+		return STORE_E_NOENT;
+	*ret = (struct block_report){ .key = *key, .state = slot != NS_NONE ? "registered" : "below", .slot = STORE_NO_SLOT };
+	if (lower != LOWER_NONE)
+		report_block_lower(&sn->ns, lower, ret);
+	if (slot != NS_NONE)
+		report_block_host(&sn->ns, slot, ret);
 	return 0;
 }
 

@@ -133,6 +133,9 @@ uint64_t store_next_waiter_ns(const struct store *store)
 
 		next = w->deadline_ns < next ? w->deadline_ns : next;
 	}
+	list_for_each(it, &store->namespaces)
+		if (store_ns_at(it)->drain_more)
+			return 0;
 	return next;
 }
 

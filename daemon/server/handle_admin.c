@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* admin: flush and drop, for uid 0, the daemon's own uid and daemon.admin_uids.
+/* admin: flush, drop, prefetch and drain, for uid 0, the daemon's own uid and daemon.admin_uids.
  *
  * What takes long is done a bit a turn, so that nobody waits for it, and is answered at the end.  Owns what such a request keeps until then; it ends
  * unfinished with its session.
@@ -38,13 +38,13 @@ bool request_is_admin(const struct request *q)
 	return false;
 }
 
-static void admin_reply(struct reply *reply, const char *what, uint32_t dropped, uint32_t kept)
+static void admin_reply(struct reply *reply, const char *what, uint32_t n, uint32_t kept)
 {
 	Kvbm__CountReply *body = &reply->body.count;
 
-	log_info("%s: %u dropped, %u in use", what, dropped, kept);
+	log_info("%s: %u blocks, and %u that stay as they are", what, n, kept);
 	kvbm__count_reply__init(body);
-	body->n = dropped;
+	body->n = n;
 	body->kept = kept;
 	reply->message.count = body;
 }
@@ -112,6 +112,51 @@ static int admin_drop_keys(const struct request *q, const Kvbm__AdminRequest *m,
 	return r;
 }
 
+/* The keys of @m, if they are some of one length. */
+static bool admin_keys(const Kvbm__AdminRequest *m, struct reply *reply, uint32_t *ret_n)
+{
+	if (!m->name[0] || m->keys.len == 0) {
+		reply_fail(reply, REPLY_INVAL, "%.16s needs a namespace and keys", m->action);
+		return false;
+	}
+	if (m->key_bytes < KEY_MIN || m->key_bytes > KEY_MAX) {
+		reply_fail(reply, REPLY_INVAL, "key_bytes %u is not in %u..%u", m->key_bytes, KEY_MIN, KEY_MAX);
+		return false;
+	}
+	return request_keys(&m->keys, m->key_bytes, reply, ret_n);
+}
+
+static int admin_prefetch(const struct request *q, const Kvbm__AdminRequest *m, struct reply *reply)
+{
+	uint32_t n;
+
+	return admin_keys(m, reply, &n) ? onboard_for_admin(q, m->name, &m->keys, n, reply) : 0;
+}
+
+/* Is there somewhere to write to? */
+static int admin_drain(const struct request *q, const Kvbm__AdminRequest *m, const char *what, struct reply *reply)
+{
+	struct tier_lower *lower = q->service->lower;
+	struct tier_lower_stat stat;
+	uint32_t begun, cannot;
+	int r;
+
+	if (!lower) {
+		reply_fail(reply, REPLY_NOENT, "there is no g3: see g3.path in kvbmd.conf");
+		return 0;
+	}
+	lower->ops->stat(lower, &stat);
+	if (!stat.online) {
+		reply_fail(reply, REPLY_BUSY, "g3 is %s%s%.300s", stat.state, stat.note && *stat.note ? ": " : "",
+		           stat.note ? stat.note : "");
+		return 0;
+	}
+	r = store_drain(q->service->store, m->name[0] ? m->name : NULL, &begun, &cannot);
+	if (r == 0)
+		admin_reply(reply, what, begun, cannot);
+	return r;
+}
+
 static int admin_do(const struct request *q, const Kvbm__AdminRequest *m, const char *what, struct reply *reply)
 {
 	struct store *store = q->service->store;
@@ -119,8 +164,12 @@ static int admin_do(const struct request *q, const Kvbm__AdminRequest *m, const 
 	struct store_flush flush;
 	int r;
 
+	if (strcmp(m->action, "prefetch") == 0)
+		return admin_prefetch(q, m, reply);
+	if (strcmp(m->action, "drain") == 0)
+		return admin_drain(q, m, what, reply);
 	if (!drop && strcmp(m->action, "flush") != 0) {
-		reply_fail(reply, REPLY_INVAL, "action %.64s is unknown: flush or drop", m->action);
+		reply_fail(reply, REPLY_INVAL, "action %.64s is unknown: flush, drop, prefetch or drain", m->action);
 		return 0;
 	}
 	if (drop && !m->name[0]) {

@@ -103,6 +103,16 @@ static json_t *info_tier(const struct service *service)
 	return tier;
 }
 
+/* @paths: as in g3.path. */
+static void info_paths(json_t *tier, const char *paths)
+{
+	json_t *list = json_array();
+
+	for (const char *p = paths ? paths : ""; *p; p += strcspn(p, ","), p += *p == ',')
+		json_array_append_new(list, json_stringn(p, strcspn(p, ",")));
+	json_object_set_new(tier, "paths", list);
+}
+
 static json_t *info_lower(const struct service *service)
 {
 	json_t *tier = json_object();
@@ -130,6 +140,7 @@ static json_t *info_lower(const struct service *service)
 	json_object_set_new(tier, "write_latency_seconds", json_real(info_seconds(stat.write_latency_ns)));
 	info_count(tier, "errors", stat.errors);
 	info_count(tier, "checksum_errors", metrics_get(METRIC_checksum_errors));
+	info_paths(tier, service->lower_paths);
 	info_text(tier, "note", stat.note ? stat.note : "");
 	return tier;
 }
@@ -273,8 +284,14 @@ static json_t *info_namespace(const struct ns_report *r, bool whole)
 	info_count(ns, "writing", r->partial);
 	info_count(ns, "quarantined", r->quarantined);
 	info_count(ns, "max_slots", r->max_slots);
-	if (*r->write)
+	if (*r->write) {
 		info_count(ns, "g3_max_slots", r->lower_max_slots);
+		info_count(ns, "g3_slots", r->lower_slots);
+		info_count(ns, "g3_used", r->lower_used);
+		info_count(ns, "g3_in_both", r->twins);
+		info_count(ns, "g3_writing", r->lower_writing);
+		info_count(ns, "g3_draining", r->draining);
+	}
 	info_count(ns, "used_bytes", r->used_bytes);
 	info_count(ns, "share_bytes", r->share_bytes);
 	info_count(ns, "max_bytes", r->max_bytes);
@@ -423,9 +440,67 @@ static bool info_asked_key(const struct request *q, const Kvbm__InfoRequest *m, 
 	return false;
 }
 
+static void info_block_host(json_t *block, const struct block_report *r)
+{
+	json_t *children = json_array();
+
+	info_count(block, "slot", r->slot);
+	info_count(block, "generation", r->generation);
+	info_count(block, "region", r->region);
+	info_count(block, "pins", r->pins);
+	info_count(block, "holders", r->holders);
+	json_object_set_new(block, "has_parent", json_boolean(r->has_parent));
+	if (r->parent_present)
+		info_key(block, "parent", &r->parent);
+	else
+		json_object_set_new(block, "parent", json_null());
+	info_count(block, "children", r->children);
+	for (uint32_t i = 0; i < r->n_child_slots; i++) {
+		json_t *child = json_object();
+
+		info_key(child, "key", &r->child_keys[i]);
+		info_count(child, "slot", r->child_slots[i]);
+		json_array_append_new(children, child);
+	}
+	json_object_set_new(block, "some_children", children);
+}
+
+static json_t *info_tier_names(uint8_t tiers)
+{
+	json_t *list = json_array();
+
+	if (tiers & STORE_IN_G2)
+		json_array_append_new(list, json_string("g2"));
+	if (tiers & STORE_IN_G3)
+		json_array_append_new(list, json_string("g3"));
+	return list;
+}
+
+/* A block that is only below has no slot, and its kin are not known. */
+static json_t *info_block_report(const char *ns_name, const struct block_report *r)
+{
+	json_t *block = json_object(), *g3;
+
+	info_text(block, "namespace", ns_name);
+	info_key(block, "key", &r->key);
+	info_text(block, "state", r->state);
+	json_object_set_new(block, "tiers", info_tier_names(r->tiers));
+	if (r->tiers & STORE_IN_G2)
+		info_block_host(block, r);
+	else
+		json_object_set_new(block, "has_parent", json_boolean(r->has_parent));
+	if (!(r->tiers & STORE_IN_G3))
+		return block;
+	g3 = json_object();
+	info_count(g3, "area", r->lower_area);
+	info_count(g3, "place", r->lower_place);
+	info_count(g3, "reads", r->lower_reads);
+	json_object_set_new(block, "g3", g3);
+	return block;
+}
+
 static int info_block(const struct request *q, const Kvbm__InfoRequest *m, struct reply *reply)
 {
-	json_t *block, *children;
 	struct block_report r;
 	struct key key;
 
@@ -435,40 +510,16 @@ static int info_block(const struct request *q, const Kvbm__InfoRequest *m, struc
 		reply_fail(reply, REPLY_NOENT, "namespace %.63s has no such block", m->name);
 		return 0;
 	}
-	block = json_object();
-	children = json_array();
-	info_text(block, "namespace", m->name);
-	info_key(block, "key", &key);
-	info_text(block, "state", r.state);
-	json_object_set_new(block, "tiers", json_pack("[s]", "g2"));
-	info_count(block, "slot", r.slot);
-	info_count(block, "generation", r.generation);
-	info_count(block, "region", r.region);
-	info_count(block, "pins", r.pins);
-	info_count(block, "holders", r.holders);
-	json_object_set_new(block, "has_parent", json_boolean(r.has_parent));
-	if (r.parent_present)
-		info_key(block, "parent", &r.parent);
-	else
-		json_object_set_new(block, "parent", json_null());
-	info_count(block, "children", r.children);
-	for (uint32_t i = 0; i < r.n_child_slots; i++) {
-		json_t *child = json_object();
-
-		info_key(child, "key", &r.child_keys[i]);
-		info_count(child, "slot", r.child_slots[i]);
-		json_array_append_new(children, child);
-	}
-	json_object_set_new(block, "some_children", children);
-	return info_reply(reply, block);
+	return info_reply(reply, info_block_report(m->name, &r));
 }
 
 static const char *info_reason(enum why_reason reason)
 {
 	static const char *const names[WHY_N] = {
-		[WHY_PRESENT] = "present", [WHY_NEVER_STORED] = "never-stored", [WHY_DROPPED] = "dropped",
-		[WHY_FLUSHED] = "flushed", [WHY_REBALANCED] = "rebalanced",     [WHY_RELEASED] = "released",
-		[WHY_ABORTED] = "aborted", [WHY_OVER_QUOTA] = "over-quota",     [WHY_NO_SPACE] = "no-space",
+		[WHY_PRESENT] = "present",          [WHY_NEVER_STORED] = "never-stored", [WHY_DROPPED] = "dropped",
+		[WHY_FLUSHED] = "flushed",          [WHY_REBALANCED] = "rebalanced",     [WHY_RELEASED] = "released",
+		[WHY_ABORTED] = "aborted",          [WHY_OVER_QUOTA] = "over-quota",     [WHY_NO_SPACE] = "no-space",
+		[WHY_DROPPED_LOWER] = "dropped-g3", [WHY_TIER_FAILED] = "tier-failed",
 	};
 
 	assert(reason < WHY_N && names[reason]);
@@ -478,6 +529,7 @@ static const char *info_reason(enum why_reason reason)
 static int info_why(const struct request *q, const Kvbm__InfoRequest *m, struct reply *reply)
 {
 	struct why_answer answer = { 0 };
+	struct block_report block = { 0 };
 	struct key key;
 	json_t *why;
 
@@ -490,7 +542,9 @@ static int info_why(const struct request *q, const Kvbm__InfoRequest *m, struct 
 	why = json_object();
 	info_text(why, "namespace", m->name);
 	info_key(why, "key", &key);
+	(void)store_block(q->service->store, m->name, &key, &block); /* NOENT: it is nowhere */
 	info_text(why, "reason", info_reason(answer.reason));
+	json_object_set_new(why, "tiers", info_tier_names(block.tiers));
 	info_text(why, "text", why_text(answer.reason));
 	json_object_set_new(why, "ago_seconds", answer.ago_ns ? json_real(info_seconds(answer.ago_ns)) : json_null());
 	info_count(why, "misses", answer.misses);

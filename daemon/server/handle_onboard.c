@@ -16,6 +16,7 @@
 #define ONBOARD_NS (5 * CLOCK_NS_PER_S) /* where the client does not say */
 #define ONBOARD_MAX_NS (60 * CLOCK_NS_PER_S)
 #define PREFETCH_NS (10 * CLOCK_NS_PER_S) /* what has not come by then is not needed any more */
+#define ADMIN_NS (4 * CLOCK_NS_PER_S)     /* somebody sits before it */
 
 struct onboarding {
 	struct later later;
@@ -145,4 +146,52 @@ int handle_prefetch(const struct request *q, struct reply *reply)
 	body->n = n;
 	reply->message.count = body;
 	return 0;
+}
+
+/* ---- for an administrator ---- */
+
+static void admin_reply(const struct store_onboard *o, struct reply *reply)
+{
+	Kvbm__CountReply *body = &reply->body.count;
+
+	kvbm__count_reply__init(body);
+	body->n = o->hits;
+	body->kept = o->n - o->hits;
+	reply->message.count = body;
+}
+
+static void admin_on_done(struct store_onboard *o)
+{
+	struct onboarding *b = container_of(o, struct onboarding, o);
+	struct reply reply;
+
+	reply_init(&reply);
+	admin_reply(o, &reply);
+	later_reply(&b->later, &reply);
+	free(b);
+}
+
+int onboard_for_admin(const struct request *q, const char *ns_name, const ProtobufCBinaryData *keys, uint32_t n,
+                      struct reply *reply)
+{
+	struct onboarding *b;
+	int r;
+
+	if (!later_may(q, reply))
+		return 0;
+	b = onboarding_new(q, keys, n);
+	if (!b)
+		return error_origin(-ENOMEM);
+	b->o.deadline_ns = q->now_ns + ADMIN_NS;
+	b->o.prefetch = true;
+	b->o.done = admin_on_done;
+	r = store_prefetch(q->service->store, ns_name, n ? (uint32_t)(keys->len / n) : 0, &b->o);
+	if (r == STORE_E_WAIT) {
+		later_begin(&b->later, q, reply, onboard_on_cancel);
+		return 0;
+	}
+	if (r == 0)
+		admin_reply(&b->o, reply);
+	free(b);
+	return r;
 }

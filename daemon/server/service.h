@@ -34,6 +34,7 @@ struct service {
 	uint64_t start_ns;
 	uint64_t wait_ns;         /* the longest that a request may wait for copies */
 	struct tier_lower *lower; /* borrows; for reports; NULL: there is none */
+	const char *lower_paths;  /* borrows; with commas */
 	struct arena arena;       /* owns */
 	struct scratch *scratch;  /* owns */
 };
@@ -66,6 +67,9 @@ int handle_info(const struct request *q, struct reply *reply);
 int handle_admin(const struct request *q, struct reply *reply);
 int handle_onboard(const struct request *q, struct reply *reply);
 int handle_prefetch(const struct request *q, struct reply *reply);
+/* The same of any namespace and for whoever wants to know when it is done.  Reply: count; kept: those that are not in memory then. */
+int onboard_for_admin(const struct request *q, const char *ns_name, const ProtobufCBinaryData *keys, uint32_t n,
+                      struct reply *reply);
 
 /* What several handlers need of a request's arguments.  Each answers false after it has failed the reply. */
 bool request_holder(const struct request *q, uint32_t ns, struct reply *reply, struct holder **ret_holder,

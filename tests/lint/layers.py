@@ -21,8 +21,9 @@ MAY = {
     "proto": {"include"},
     "include": set(),
     "client": {"proto", "include"},
-    # The command line drives the daemon's own policy code for `simulate`; it never sees loop/, server/ or a real tier.
-    "kvbmctl": {"client", "proto", "include", "base", "block", "move", "tier/tier.h"},
+    # The command line drives the daemon's own policy code for `simulate`, and reads G3's files with the daemon down; it never sees
+    # loop/, server/ or a living tier.
+    "kvbmctl": {"client", "proto", "include", "base", "block", "move", "tier/tier.h", "tier/nvme_file.h"},
     "python": {"include"},
     "examples": {"include"},
 }
