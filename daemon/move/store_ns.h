@@ -48,13 +48,13 @@ struct store_through {
 
 /* Copies between host memory and the tier below; transfer.c, onboard.c. */
 struct mover {
-	struct transfer *pool;               /* owns */
-	struct list free, running, unsummed; /* borrow from pool */
-	uint32_t n_running, n_summing;
-	struct summing *summing; /* owns */
-	struct list onboards;    /* borrows: struct store_onboard, begun and not done */
-	struct list waiters;     /* borrows: those of them that wait for room or for a transfer */
-	struct list reserves;    /* borrows: struct store_wait, by number */
+	struct transfer *pool;                 /* owns */
+	struct list free, running, unsummed;   /* borrow from pool */
+	uint32_t n_running, n_down, n_summing; /* n_down: of those running */
+	struct summing *summing;               /* owns */
+	struct list onboards;                  /* borrows: struct store_onboard, begun and not done */
+	struct list waiters;                   /* borrows: those of them that wait for room or for a transfer */
+	struct list reserves;                  /* borrows: struct store_wait, by number */
 	uint64_t n_waits, n_kicks;
 	bool online, stopping;
 	struct store_ns **area_ns; /* owns the table: whose an area of the tier is */

@@ -103,6 +103,7 @@ static struct transfer *transfer_new(struct store_ns *sn, uint32_t slot, uint32_
 	list_del(&x->link);
 	list_add_tail(&m->running, &x->link);
 	m->n_running++;
+	m->n_down += down;
 	sn->n_transfers++;
 	*x = (struct transfer){ .link = x->link, .sn = sn, .slot = slot, .lower = lower, .down = down };
 	list_init(&x->wants);
@@ -130,6 +131,7 @@ static void transfer_free(struct transfer *x)
 	sn->ns.moving[x->slot] = 0;
 	sn->n_transfers--;
 	m->n_running--;
+	m->n_down -= x->down;
 	list_del(&x->link);
 	x->state = TRANSFER_FREE;
 	list_add_tail(&m->free, &x->link);
@@ -377,7 +379,7 @@ enum transfer_begun transfer_down(struct store_ns *sn, uint32_t slot, bool in_or
 		return TRANSFER_BEGUN;
 	lower_abort(ns->lower, lower, false);
 	transfer_free(x);
-	return r == TIER_E_FULL && sn->store->mover.n_running ? TRANSFER_LATER : TRANSFER_HOPELESS;
+	return r == TIER_E_FULL && sn->store->mover.n_down ? TRANSFER_LATER : TRANSFER_HOPELESS;
 }
 
 struct transfer *transfer_up(struct store_ns *sn, uint32_t lower, enum tier_priority priority)

@@ -229,10 +229,8 @@ static struct tier_io *dispatch_pick(struct nvme *t, bool may_write)
 
 void nvme_dispatch(struct nvme *t)
 {
-	bool grace = loop_now_ns(t->loop) < t->writes_from_ns;
-
 	while (nvme_is_online(t) && t->in_flight < t->depth) {
-		bool may_write = !grace && (t->n_queued[0] == 0 || t->writes_in_flight < t->depth - t->depth / 4);
+		bool may_write = t->n_queued[0] == 0 || t->writes_in_flight < t->depth - t->depth / 4;
 		struct tier_io *io = dispatch_pick(t, may_write);
 
 		if (!io || io_pieces(io) > t->n_pieces_free)
@@ -295,7 +293,8 @@ int nvme_submit(struct tier_lower *lower, struct tier_io *io)
 	if (t->n_queued[0] + t->n_queued[1] >= t->queue_max - t->queue_max / 4 * (uint32_t)io->priority)
 		return TIER_E_FULL;
 	if (io->write) {
-		if (!budget_allows(t, bytes))
+		/* Queued, they would keep their callers from reading for as long. */
+		if (loop_now_ns(t->loop) < t->writes_from_ns || !budget_allows(t, bytes))
 			return TIER_E_FULL;
 		t->today_bytes += bytes;
 	}

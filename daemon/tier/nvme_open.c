@@ -350,6 +350,7 @@ static int set_format(struct nvme *t, const struct nvme_config *config, const st
 	t->super_seq = 1;
 	t->super.clean = true;
 	t->fresh = t->was_clean = true;
+	t->grace_ns = 0; /* nobody wrote to it before */
 	for (uint32_t i = 0; i < t->layout.drives && r == 0; i++)
 		r = super_write(t, &t->drives[i], buf, why);
 	for (uint32_t i = 0; i < t->layout.drives && r == 0; i++)

@@ -161,7 +161,8 @@ struct tier_lower_ops {
 	/* No copy of it is in flight. */
 	void (*area_drop)(struct tier_lower *t, uint32_t area);
 
-	/* Outcomes: TIER_E_FULL, too much waits, or today's writes are used up: try again when something is done;
+	/* Outcomes: TIER_E_FULL, too much waits, today's writes are used up, or it is too early to write after a crash: try again when something is
+	 * done, or later;
 	 * TIER_E_GONE. */
 	int (*submit)(struct tier_lower *t, struct tier_io *io);
 
