@@ -486,6 +486,8 @@ static bool moving_is_stopped(struct daemon *d)
 		d->lower_is_closing = true;
 		nvme_close(d->lower, set_true, &d->lower_is_closed);
 	}
+	if (d->lower_is_closed)
+		store_lower_gone(d->store);
 	return d->lower_is_closed;
 }
 

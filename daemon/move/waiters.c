@@ -146,6 +146,12 @@ void store_stop_moving(struct store *store)
 	onboard_tick(store, UINT64_MAX);
 }
 
+void store_lower_gone(struct store *store)
+{
+	assert(store->mover.stopping);
+	store->config.lower = NULL;
+}
+
 bool store_is_moving(const struct store *store)
 {
 	return store->mover.n_running > 0 || store->mover.n_summing > 0;
