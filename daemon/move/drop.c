@@ -115,8 +115,7 @@ static void flush_next(struct store_ns *sn, struct store_flush *f)
 	f->below = false;
 	f->area = f->place = 0;
 	/* Unless somebody has come meanwhile: then its blocks are gone, and it stays. */
-	if (f->remove && sn->ns.n_used == 0 && !sn->ns.n_holders && !sn->zombies && !sn->n_transfers &&
-	    !sn->n_onboards)
+	if (f->remove && sn->ns.n_used == 0 && !sn->ns.n_holders && !sn->zombies && !sn->n_transfers && !sn->n_onboards)
 		store_ns_free(sn);
 }
 

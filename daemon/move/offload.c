@@ -105,7 +105,7 @@ static void offload_drain(struct store_ns *sn)
 		    lower_find(ns->lower, ns->records[slot].key) == LOWER_NONE) {
 			if (ns->moving[slot]) /* on its way, or its checksum is being made */
 				return;
-			if (!mover_has_room(sn->store) || transfer_down(sn, slot, true, TIER_BACKGROUND) == TRANSFER_LATER)
+			if (!mover_has_room(sn->store) || transfer_down(sn, slot, true, TIER_BACKGROUND) != TRANSFER_BEGUN)
 				return;
 		}
 		sn->drain_next++;

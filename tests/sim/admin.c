@@ -89,8 +89,9 @@ void sim_inspect(struct sim *w)
 
 	sim_key(w, ns, key, k.bytes);
 	found = store_block(w->store, ns->desc.name, &k, &r);
-	sim_must(w, (found == 0) == (ns->sn && b->present));
-	if (found == 0)
+	sim_must(w, (found == 0) == (ns->sn && (b->present || b->below)));
+	sim_must(w, found != 0 || r.tiers == (b->present ? STORE_IN_G2 : 0) + (b->below ? STORE_IN_G3 : 0));
+	if (found == 0 && b->present)
 		inspect_block(w, ns, key, &r);
 	found = store_why(w->store, ns->desc.name, &k, w->now_ns, &why);
 	sim_must(w, (found == 0) == (ns->sn != NULL));
