@@ -181,8 +181,10 @@ static struct store_ns *space_payer(struct store *store, const struct store_ns *
 
 		if (other == sn || other == not || over <= most)
 			continue;
-		/* Over my own share I only take from who would still be over by more afterwards: no ping-pong. */
-		if (mine >= 0 && over - (int64_t)other->ns.geo.region_bytes <= mine + (int64_t)sn->ns.geo.region_bytes)
+		/* Over my own share I only take from who would still be over by more afterwards: no ping-pong.  But who has nothing
+		 * must come to something: a first region is anybody's who is over. */
+		if (mine >= 0 && sn->used_bytes + gain > 0 &&
+		    over - (int64_t)other->ns.geo.region_bytes <= mine + (int64_t)sn->ns.geo.region_bytes)
 			continue;
 		most = over;
 		payer = other;

@@ -97,6 +97,26 @@ START_TEST(two_without_shares_do_not_play_ping_pong)
 }
 END_TEST
 
+/* One region each, and none left: the next namespace gets one all the same. */
+START_TEST(who_has_nothing_gets_a_first_region)
+{
+	static const char *const names[] = { "c", "d", "e" };
+	struct holder *h[3];
+	struct fix f;
+
+	fix_new(&f, 4);
+	for (int i = 0; i < 3; i++) {
+		h[i] = fix_attach(&f, names[i], 1, BLOCK);
+		fix_put(&f, h[i], 1, 1);
+		ck_assert_uint_eq(fix_bytes(h[i]), 2 * MIB);
+	}
+	ck_assert_uint_eq(fix_bytes(h[0]) + fix_bytes(h[1]), 2 * MIB);
+	for (int i = 0; i < 3; i++)
+		fix_close(h[i]);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(leaves_go_before_parents_and_the_cold_before_the_warm)
 {
 	struct fix f;
@@ -407,6 +427,7 @@ int main(void)
 	tcase_add_test(t, empty_regions_elsewhere_come_before_blocks);
 	tcase_add_test(t, whoever_is_over_its_share_pays_first);
 	tcase_add_test(t, two_without_shares_do_not_play_ping_pong);
+	tcase_add_test(t, who_has_nothing_gets_a_first_region);
 	tcase_add_test(t, leaves_go_before_parents_and_the_cold_before_the_warm);
 	tcase_add_test(t, what_can_never_fit_takes_nothing);
 	tcase_add_test(t, a_refusal_leaves_everything_as_it_was);
