@@ -3,6 +3,7 @@
 # One non-recursive makefile.  Sources are found by wildcard; which folder a file is in decides what it becomes:
 #   daemon/*/*.c daemon/*.c -> libkvbmd.a      daemon/main.c -> kvbmd
 #   client/*.c proto/*.c    -> libkvbm.so, .a  client/kvbmctl/*.c -> kvbmctl, .a  client/examples/*.c -> examples/
+#   client/python/*.c, libkvbm's, client/python/kvbmd/* -> python/kvbmd/
 #   tests/{unit/*,integration,gpu}/test_*.c, tests/fuzz/fuzz_*.c, tests/bench/bench_*.c -> one program each
 #   tests/sim/*.c -> one program               tests/lib/*.c -> what the tests share
 #
@@ -33,6 +34,7 @@ AR ?= ar
 PKG_CONFIG ?= pkg-config
 PROTOC_C ?= protoc-c
 CLANG ?= clang
+PYTHON ?= python3
 
 bindir ?= $(prefix)/bin
 libdir ?= $(prefix)/lib
@@ -76,6 +78,7 @@ PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell $(PKG_CONFIG) --cflags $(PACKAGES)))$
 PKG_LIBS = $(eval PKG_LIBS := $$(shell $(PKG_CONFIG) --libs $(PACKAGES)))$(PKG_LIBS)
 CHECK_CFLAGS = $(eval CHECK_CFLAGS := $$(shell $(PKG_CONFIG) --cflags check))$(CHECK_CFLAGS)
 CHECK_LIBS = $(eval CHECK_LIBS := $$(shell $(PKG_CONFIG) --libs check))$(CHECK_LIBS)
+PY_CFLAGS = $(eval PY_CFLAGS := $$(shell packaging/python-cflags.sh $(PYTHON)))$(PY_CFLAGS)
 PROTO_LIBS = $(eval PROTO_LIBS := $$(shell $(PKG_CONFIG) --libs libprotobuf-c))$(PROTO_LIBS)
 
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Wswitch-enum \
@@ -96,6 +99,8 @@ PROTO_SRC := $(wildcard proto/*.c)
 CLIENT_SRC := $(filter-out client/gpu.c,$(wildcard client/*.c))
 CTL_SRC := $(wildcard client/kvbmctl/*.c)
 EXAMPLE_SRC := $(wildcard client/examples/*.c)
+PY_SRC := $(wildcard client/python/*.c)
+PY_FILES := $(wildcard client/python/kvbmd/*.py client/python/kvbmd/*.pyi client/python/kvbmd/py.typed)
 TESTLIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/test_*.c)
@@ -133,24 +138,28 @@ EXAMPLE_BIN := $(patsubst client/examples/%.c,$(B)/examples/%,$(EXAMPLE_SRC))
 PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) $(EXAMPLE_BIN)
 TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
 	$(BENCH_LIB_SRC) $(TESTLIB_SRC))
-ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) \
+ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC) $(PY_SRC)) \
 	$(PB_OBJ) $(TEST_OBJ)
 
 # What the test programs are told; see tests/README.md.
 export KVBM_BUILD = $(abspath $(B))
 export KVBM_SOURCE = $(CURDIR)
 export SIM_SEEDS = $(SEEDS)
+PY_ENV = PATH="$(abspath $(B))/venv/bin:$$PATH" PYTHONPATH="$(abspath $(B))/python" PYTHONDONTWRITEBYTECODE=1 \
+	$(if $(filter address,$(SAN)),LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0)
 RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 
 # Targets -------------------------------------------------------------------------------------------------------------
 
-.PHONY: all demo check check-unit check-sim check-integration check-race check-python check-gpu lint lint-sizes format bench fuzz \
+.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-gpu lint lint-sizes format bench fuzz \
 	tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
 
 all: $(PROGRAMS) ## build kvbmd, kvbmctl and libkvbm.so into build/ (the default)
+
+python: $(if $(PY_SRC),$(B)/python/built) ## the Python package, for PYTHONPATH=build/python
 
 demo: ## install what is missing, build, and show several processes sharing one cache
 	@packaging/deps.sh
@@ -173,8 +182,9 @@ check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients, and 
 check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and eviction over the same few slots
 	@KVBM_RACE_SECONDS=$(RACE_SECONDS) $(RUN) -n race -t $$(($(RACE_SECONDS) + 180)) $(B)/tests/integration/test_race
 
-check-python: all ## the Python package
-	@$(if $(PYTHON_TESTS),$(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
+check-python: all python ## the Python package
+	@tests/python/numpy.sh $(PYTHON) $(B)
+	@$(if $(PYTHON_TESTS),$(PY_ENV) $(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
 
 check-gpu: all $(GPU_TEST_BIN) ## what needs a device; skipped without one
 	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'no gpu tests')
@@ -309,6 +319,19 @@ $(B)/kvbmctl: $(call obj,client/kvbmctl/main.c) $(LIBK) $(LIBC) $(LIBD)
 $(B)/examples/%: $(B)/obj/client/examples/%.o $(B)/libkvbm.so
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -o $@ $< -L$(B) -lkvbm -Wl,-rpath,'$$ORIGIN/..'
+
+# Without Python.h there is no extension, and its tests are skipped.
+$(B)/pic/client/python/%.o: client/python/%.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) $(PY_CFLAGS) -fPIC -fvisibility=hidden -c -o $@ $<
+
+$(B)/python/kvbmd/_kvbm.abi3.so: $(call pic,$(PY_SRC) $(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) client/python/_kvbm.map
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -shared -Wl,--version-script=client/python/_kvbm.map -o $@ $(filter %.o,$^) $(PROTO_LIBS)
+
+$(B)/python/built: $(PY_FILES) $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PY_SRC) $(wildcard client/python/*.h) $(PB_OBJ)
+	$(Q)mkdir -p $(@D)/kvbmd && cp $(PY_FILES) $(@D)/kvbmd/
+	@if packaging/python-cflags.sh $(PYTHON) >/dev/null; then $(MAKE) --no-print-directory $(B)/python/kvbmd/_kvbm.abi3.so && touch $@; fi
 
 define link_test
 $(call say,LD,$@)
