@@ -1,0 +1,57 @@
+"""The extension under valgrind: nothing invalid is read or written, and no memory that it allocated is lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree
+
+from tests.python.case import BUILD, SOURCE, Daemon
+
+# What is lost for good; what a library keeps to its end is reachable, or, by an interior pointer, possibly lost.
+LOST = ("Leak_DefinitelyLost", "Leak_IndirectlyLost", "Leak_PossiblyLost")
+
+
+def ours(error):
+    """Whether a frame of the extension (libkvbm is in it) allocated, or did, it.  Python's own are not our concern, and with PYTHONMALLOC=malloc there are many."""
+    frames = error.find("stack").findall("frame")
+    if any(frame.findtext("fn") == "PyInit__kvbm" for frame in frames):
+        return error.findtext("kind") != "Leak_PossiblyLost"  # types and exceptions live as long as the module: behind their GC headers, to valgrind
+    return any("_kvbm" in (frame.findtext("obj") or "") for frame in frames)
+
+
+class Valgrind(unittest.TestCase):
+    @unittest.skipUnless(shutil.which("valgrind"), "valgrind is not here")
+    @unittest.skipIf("asan" in BUILD or "tsan" in BUILD, "a sanitizer is at it already")
+    def test_nothing_is_lost(self):
+        daemon = Daemon()
+        self.addCleanup(daemon.remove)
+        with tempfile.TemporaryDirectory() as folder:
+            report = os.path.join(folder, "report")
+            result = subprocess.run(
+                ["valgrind", "--quiet", "--leak-check=full", "--show-leak-kinds=definite,indirect,possible", "--num-callers=30"]
+                + ["--xml=yes", f"--xml-file={report}.%p", sys.executable, "-m", "tests.python.leaks", daemon.socket],
+                cwd=SOURCE,
+                env={**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": os.path.join(BUILD, "python"), "KVBM_NO_NUMPY": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=280,
+                check=False,
+            )
+            self.assertEqual((result.returncode, result.stdout.split()[:1]), (0, ["done"]), result.stdout)
+            errors = xml.etree.ElementTree.parse(f"{report}.{result.stdout.split()[1]}").getroot().findall("error")
+        bad = [error for error in errors if ours(error)]
+        for error in bad:
+            for part in ("what", "xwhat/text"):
+                print(error.findtext("kind"), error.findtext(part))
+            for frame in error.find("stack").findall("frame"):
+                print("   ", frame.findtext("fn"), frame.findtext("file"), frame.findtext("line"))
+        lost = [error for error in bad if error.findtext("kind") in LOST]
+        self.assertEqual((len(lost), len(bad)), (0, 0))
+
+
+if __name__ == "__main__":
+    unittest.main()
