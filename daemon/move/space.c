@@ -101,11 +101,31 @@ static bool space_may_grow(const struct store_ns *sn)
 	return sn->max_bytes - sn->used_bytes >= host->ops->grain(host) && sn->ns.n_slots < sn->ns.geo.max_slots;
 }
 
+static uint64_t space_unused(const struct store_ns *sn)
+{
+	uint64_t unused = 0;
+
+	for (uint32_t r = 0; r < sn->ns.geo.n_regions; r++)
+		unused += sn->ns.regions[r].serial == 0;
+	return unused;
+}
+
+/* The shortest next region with which @unused places in the table are enough for all of @room: or short ones would fill it. */
+static uint64_t space_shortest(const struct store_ns *sn, uint64_t room, uint64_t unused)
+{
+	uint64_t whole = sn->ns.geo.region_bytes, rest = (unused - 1) * whole;
+
+	assert(unused > 0);
+	if (room <= rest)
+		return 0;
+	return room - rest < whole ? room - rest : whole;
+}
+
 static bool space_grow(struct store *store, struct store_ns *sn)
 {
 	struct tier *host = store->config.host;
 	uint64_t grain = host->ops->grain(host), size = sn->ns.geo.region_bytes, room = sn->max_bytes - sn->used_bytes;
-	uint64_t area, least = grain;
+	uint64_t area, least = grain, unused = space_unused(sn);
 	struct tier_region region;
 	uint32_t r;
 
@@ -115,8 +135,12 @@ static bool space_grow(struct store *store, struct store_ns *sn)
 		least += grain;
 	if (size < grain || ns_region_slots(&sn->ns.geo, sn->desc.lanes, size, &area) == 0)
 		return false;
-	if (!space_may_grow(sn))
+	if (!space_may_grow(sn) || unused == 0)
 		return false;
+	while (least < space_shortest(sn, room, unused))
+		least += grain;
+	if (least > size)
+		least = size;
 	if (host->ops->region_make(host, size, least, sn->desc.lanes, area, &region) != 0)
 		return false;
 	r = ns_region_add(&sn->ns, region.size);
@@ -135,7 +159,10 @@ bool store_ns_can_grow(const struct store_ns *sn)
 {
 	struct tier *host = sn->store->config.host;
 
-	return space_may_grow(sn) && host->ops->room(host) >= host->ops->grain(host);
+	uint64_t room = host->ops->room(host), unused = space_unused(sn);
+
+	return space_may_grow(sn) && unused > 0 && room >= host->ops->grain(host) &&
+	       room >= space_shortest(sn, sn->max_bytes - sn->used_bytes, unused);
 }
 
 /* An empty region of any other namespace goes back to the pool. */
@@ -257,15 +284,16 @@ static bool space_condemn_region(struct store *store, struct store_ns *sn, uint3
 static uint64_t space_slots_of(const struct store_ns *sn, uint64_t bytes)
 {
 	const struct ns_geometry *geo = &sn->ns.geo;
-	uint64_t whole = bytes / geo->region_bytes, slots, area, unused = 0;
+	uint64_t whole = bytes / geo->region_bytes, rest = bytes % geo->region_bytes, slots, area;
+	uint64_t unused = space_unused(sn), room = sn->max_bytes - sn->used_bytes;
 
-	for (uint32_t r = 0; r < geo->n_regions; r++)
-		unused += sn->ns.regions[r].serial == 0;
-	if (whole >= unused)
+	if (whole >= unused) {
 		slots = unused * geo->slots_per_region;
-	else
-		slots = whole * geo->slots_per_region +
-		        ns_region_slots(geo, sn->desc.lanes, bytes % geo->region_bytes, &area);
+	} else {
+		slots = whole * geo->slots_per_region;
+		if (rest >= space_shortest(sn, room - whole * geo->region_bytes, unused - whole))
+			slots += ns_region_slots(geo, sn->desc.lanes, rest, &area);
+	}
 	return slots < geo->max_slots - sn->ns.n_slots ? slots : geo->max_slots - sn->ns.n_slots;
 }
 
