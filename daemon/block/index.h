@@ -44,7 +44,11 @@ struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct 
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot);
 
 /* For batches: what a look-up of @h reads first.  A macro, because gcc 12 drops prefetches out of small inline functions. */
-#define index_prefetch(ix, h) __builtin_prefetch(&(ix)->lines[(h).line], 1, 3)
+#define index_prefetch(ix, h) \
+	do { \
+		__builtin_prefetch(&(ix)->lines[(h).line], 1, 3); \
+		__builtin_prefetch(&(ix)->behind[SHM_LINE_ENTRIES * (h).line], 1, 3); \
+	} while (0)
 
 /* First step of removal: from now on nobody finds it but index_find_tombstone().  index_restore() takes that back, index_remove() ends it; no insert
  * may come in between, and no restore after the first remove (a mended chain no longer reaches a tombstone that stood behind it). */
