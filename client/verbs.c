@@ -704,6 +704,7 @@ int kvbm_info(struct kvbm *k, const char *topic, const char *name, const void *k
 	Kvbm__InfoRequest m = KVBM__INFO_REQUEST__INIT;
 	const Kvbm__InfoReply *reply;
 	uint64_t deadline;
+	char *json;
 	int r;
 
 	if (!topic || !ret_json || key_bytes > KVBM_KEY_MAX)
@@ -720,8 +721,14 @@ int kvbm_info(struct kvbm *k, const char *topic, const char *name, const void *k
 	reply = k->answer.reply->info;
 	if (!reply)
 		return verb_end(k, verb_bad_reply(k));
-	*ret_json = strndup((const char *)reply->json.data, reply->json.len);
-	return verb_end(k, *ret_json ? 0 : kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
+	json = malloc(reply->json.len + 1);
+	if (!json)
+		return verb_end(k, kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
+	if (reply->json.len > 0)
+		memcpy(json, reply->json.data, reply->json.len);
+	json[reply->json.len] = '\0';
+	*ret_json = json;
+	return verb_end(k, 0);
 }
 
 int kvbm_admin(struct kvbm *k, const char *action, const char *name, const void *keys, uint32_t key_bytes, uint32_t n,
