@@ -43,14 +43,18 @@ void kvbm__forget_pending(struct kvbm *k)
 
 int kvbm__wait(struct kvbm *k, uint64_t deadline_ns)
 {
-	uint64_t now = kvbm__now_ns();
-	short events = POLLIN | (wire_out_bytes(&k->out) ? POLLOUT : 0);
+	struct pollfd p = { .fd = k->fd, .events = POLLIN | (wire_out_bytes(&k->out) ? POLLOUT : 0) };
+	uint64_t now;
 	int r;
 
-	if (now >= deadline_ns)
-		return -KVBM_E_TIMEOUT;
-	r = wire_wait(k->fd, events, (int)((deadline_ns - now + 999999u) / 1000000u));
-	return r == WIRE_E_AGAIN ? -KVBM_E_TIMEOUT : 0; /* an error shows at the next read */
+	/* Not wire_wait(), which would ask for the time once more. */
+	do {
+		now = kvbm__now_ns();
+		if (now >= deadline_ns)
+			return -KVBM_E_TIMEOUT;
+		r = poll(&p, 1, (int)((deadline_ns - now + 999999u) / 1000000u));
+	} while (r < 0 && errno == EINTR);
+	return r == 0 ? -KVBM_E_TIMEOUT : 0; /* an error shows at the next read */
 }
 
 /* ---- requests ---- */
@@ -79,11 +83,13 @@ static int post_once(struct kvbm *k, const struct pending *what, const ProtobufC
 
 int kvbm__post(struct kvbm *k, const struct pending *what, const ProtobufCMessage *message, uint64_t *ret_id)
 {
-	uint64_t deadline = kvbm__now_ns() + (uint64_t)k->timeout_ms * 1000000u;
+	uint64_t deadline = 0;
 	int r = post_once(k, what, message);
 
 	/* Too many are under way: the daemon must answer some first. */
 	while (r == -KVBM_E_BUSY) {
+		if (deadline == 0)
+			deadline = kvbm__now_ns() + (uint64_t)k->timeout_ms * 1000000u;
 		r = kvbm__exchange(k);
 		if (r >= 0)
 			r = post_once(k, what, message);
@@ -202,15 +208,12 @@ static int reply_take(struct kvbm *k, struct wire_frame *frame)
 	return r;
 }
 
-int kvbm__exchange(struct kvbm *k)
+/* Takes what has come.  Replies taken, or -KVBM_E_*. */
+static int replies_take(struct kvbm *k)
 {
 	struct wire_frame frame;
 	int r, replies = 0;
 
-	if (k->state == CLIENT_DOWN)
-		return -KVBM_E_GONE;
-	r = wire_out_flush(&k->out, k->fd);
-	/* What the daemon said before it left counts, even where we can no longer write. */
 	for (;;) {
 		r = wire_in_read(&k->in, k->fd);
 		if (r == WIRE_E_AGAIN)
@@ -227,7 +230,32 @@ int kvbm__exchange(struct kvbm *k)
 		}
 		if (r == WIRE_E_BAD)
 			return kvbm__down(k, KVBM_E_PROTO, wire_in_reason(&k->in));
+		if (!wire_in_may_have_more(&k->in))
+			return replies;
 	}
+}
+
+int kvbm__exchange(struct kvbm *k)
+{
+	if (k->state == CLIENT_DOWN)
+		return -KVBM_E_GONE;
+	/* What the daemon said before it left counts, even where we can no longer write. */
+	(void)wire_out_flush(&k->out, k->fd);
+	return replies_take(k);
+}
+
+/* The same for a call, which has nothing else to do: waits first, since a reply is never there yet.  In poll(), not in a read of a blocking
+ * socket: that one is woken for nothing when the daemon takes the request in. */
+static int exchange_wait(struct kvbm *k, uint64_t deadline_ns)
+{
+	int r, waited;
+
+	if (k->state == CLIENT_DOWN)
+		return -KVBM_E_GONE;
+	(void)wire_out_flush(&k->out, k->fd);
+	waited = kvbm__wait(k, deadline_ns);
+	r = replies_take(k);
+	return r != 0 ? r : waited;
 }
 
 /* ---- calls ---- */
@@ -256,15 +284,9 @@ int kvbm__call(struct kvbm *k, const struct pending *what, const ProtobufCMessag
 	if (r < 0)
 		return r;
 	k->waits_for = id;
-	for (;;) {
-		r = kvbm__exchange(k);
-		if (k->answer.reply)
-			break;
-		if (r >= 0)
-			r = kvbm__wait(k, deadline_ns);
-		if (r < 0)
-			break;
-	}
+	do
+		r = exchange_wait(k, deadline_ns);
+	while (r >= 0 && !k->answer.reply);
 	k->waits_for = 0;
 	if (k->answer.reply && r < 0 && (what->ns || what->verb == KVBM__VERB__VERB_ATTACH)) {
 		/* It answered and left at once: slots and namespaces of the answer went with it. */

@@ -317,6 +317,8 @@ static int commit_send(struct kvbm_ns *ns, const Kvbm__CommitRequest *m, struct 
 	}
 	what.kind = PENDING_NOWAIT;
 	r = kvbm__post(k, &what, &m->base, &id);
+	if (r == 0)
+		(void)wire_out_flush(&k->out, k->fd); /* nearly always that is all */
 	while (r >= 0 && wire_out_bytes(&k->out) > 0) {
 		r = kvbm__exchange(k);
 		if (r >= 0 && wire_out_bytes(&k->out) > 0)

@@ -2,8 +2,9 @@
 /* Frames to and from an AF_UNIX stream socket.
  *
  * Owns: the bytes and descriptors that are between the socket and a whole frame.
- * Invariant: nothing is stored because of a length that the peer names.  The input buffer doubles only when it is full of
- * bytes that really came, and never beyond one largest frame; header fields are checked before they are used.
+ * Invariant: nothing is stored because of a length that the peer names.  The input buffer grows only when it is full of
+ * bytes that really came, then to hold the frame that has begun, and never beyond one largest frame; header fields are
+ * checked before they are used.
  * Deliberately not here: what a verb means, protobuf, request ids, deadlines.
  *
  * Which frame do descriptors belong to?  The kernel hands a stream over in pieces as they were sent (skbs); descriptors
@@ -115,24 +116,21 @@ static int in_refuse(struct wire_in *in, const char *why)
 /* Make room behind tail, moving what waits to the front.  WIRE_E_FULL: as much waits as the largest frame has. */
 static int in_make_room(struct wire_in *in)
 {
-	size_t have = in->tail - in->head, cap;
+	size_t have = in->tail - in->head, cap = in->cap;
 	uint8_t *buf;
 
 	assert(in->head <= in->tail && in->tail <= in->cap);
-	if (have == 0 && in->cap > BUF_KEEP) {
-		free(in->buf);
-		in->buf = NULL;
-		in->cap = 0;
-	}
 	if (in->head > 0 && have > 0)
 		memmove(in->buf, in->buf + in->head, have);
 	in->head = 0;
 	in->tail = have;
-	if (have < in->cap)
+	if (have < cap)
 		return 0;
 	if (have >= WIRE_MAX_FRAME)
 		return WIRE_E_FULL;
-	cap = in->cap ? in->cap * 2 : BUF_MIN;
+	cap = cap ? cap * 2 : BUF_MIN;
+	if (cap < in->need)
+		cap = (in->need / BUF_MIN + 1) * BUF_MIN; /* a little more: a read that leaves room was the last */
 	if (cap > WIRE_MAX_FRAME)
 		cap = WIRE_MAX_FRAME;
 	buf = realloc(in->buf, cap);
@@ -222,7 +220,14 @@ int wire_in_read(struct wire_in *in, int fd)
 		fds_close(fds, n_fds);
 		return WIRE_E_EOF;
 	}
+	/* Descriptors end a read early, whatever lies behind them. */
+	in->may_have_more = (size_t)n == iov.iov_len || n_fds > 0;
 	return in_accept(in, (size_t)n, fds, n_fds);
+}
+
+bool wire_in_may_have_more(const struct wire_in *in)
+{
+	return in->may_have_more;
 }
 
 int wire_in_feed(struct wire_in *in, const void *bytes, size_t len, const int *fds, unsigned n_fds, size_t *ret_taken)
@@ -303,6 +308,12 @@ int wire_in_next(struct wire_in *in, struct wire_frame *ret_frame)
 
 	if (in->bad)
 		return WIRE_E_BAD;
+	in->need = 0;
+	if (have == 0 && in->cap > BUF_KEEP) {
+		free(in->buf);
+		in->buf = NULL;
+		in->cap = in->head = in->tail = 0;
+	}
 	if (have < sizeof(h)) {
 		why = in_check_batches(in, have > 0 ? -1 : 0, sizeof(h));
 		return why ? in_refuse(in, why) : WIRE_E_AGAIN;
@@ -315,9 +326,10 @@ int wire_in_next(struct wire_in *in, struct wire_frame *ret_frame)
 	why = in_check_batches(in, le16toh(h.n_fds), total);
 	if (why)
 		return in_refuse(in, why);
-	if (have < total)
+	if (have < total) {
+		in->need = total;
 		return WIRE_E_AGAIN;
-
+	}
 	ret_frame->head.verb = le16toh(h.verb);
 	ret_frame->head.flags = le16toh(h.flags);
 	ret_frame->head.id = le64toh(h.id);
@@ -486,13 +498,14 @@ static void control_fill(struct msghdr *msg, union fd_control *control, const st
 	memcpy(CMSG_DATA(c), m->fds, sizeof(int) * m->n_fds);
 }
 
-/* One sendmsg(): up to the next frame with descriptors, since a message has only one set of them.  Returns bytes sent
+/* One send: up to the next frame with descriptors, since a message has only one set of them.  Returns bytes sent
  * or -errno. */
 static ssize_t out_send(struct wire_out *out, int fd)
 {
 	union fd_control control;
 	struct iovec iov = { out->buf + out->head, out->tail - out->head };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
+	int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
 	bool with_fds = out->n_marks > 0 && out->marks[0].lo == out->at;
 	ssize_t n;
 
@@ -503,7 +516,7 @@ static ssize_t out_send(struct wire_out *out, int fd)
 		iov.iov_len = out->marks[with_fds].lo - out->at;
 	}
 	do
-		n = sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+		n = with_fds ? sendmsg(fd, &msg, flags) : send(fd, iov.iov_base, iov.iov_len, flags);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
 		return -errno;

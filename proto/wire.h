@@ -66,6 +66,8 @@ struct wire_in {
 	uint8_t *buf; /* owns; bytes [head, tail) wait */
 	size_t cap, head, tail;
 	uint64_t at; /* place in the stream of buf[head] */
+	size_t need; /* length of the frame that begins at head, once known and not yet whole; else 0 */
+	bool may_have_more;
 	unsigned n_batches;
 	struct wire_batch batches[2];
 	const char *bad; /* static text; not NULL once the peer is refused, and then for good */
@@ -99,6 +101,9 @@ void wire_in_deinit(struct wire_in *in);
 /* One recvmsg() from @fd, never waiting.  0: bytes came, call wire_in_next() until it says WIRE_E_AGAIN before reading
  * again.  WIRE_E_AGAIN, WIRE_E_EOF, WIRE_E_BAD; WIRE_E_FULL: frames wait to be taken first. */
 int wire_in_read(struct wire_in *in, int fd);
+
+/* After a read that brought bytes.  False: it took all that had come, and another one would only hear so. */
+bool wire_in_may_have_more(const struct wire_in *in);
 
 /* As if @len bytes and @n_fds descriptors had come in one recvmsg(): for tests and fuzzing.  Takes as many bytes as
  * fit and says so in *ret_taken; the descriptors are taken over in any case but WIRE_E_FULL. */

@@ -24,6 +24,7 @@
 enum conn_state { CONN_OPEN, CONN_DRAINING, CONN_ENDED };
 
 #define FRAMES_PER_TURN 64u
+#define READS_PER_TURN 4u
 #define READS_AT_END 64u /* more than a socket's buffer holds; one who sends on for ever does not get for ever */
 
 #ifndef SO_PASSRIGHTS
@@ -274,13 +275,22 @@ static void conn_on_turn(struct loop_deferred *d)
 
 static void conn_read(struct conn *c)
 {
-	size_t before = c->in.tail - c->in.head;
-	int r = wire_in_read(&c->in, c->fd);
+	unsigned reads = 0;
+	size_t before;
+	int r;
 
+	/* A frame larger than the buffer is not worth a turn for each piece. */
+	do {
+		before = c->in.tail - c->in.head;
+		r = wire_in_read(&c->in, c->fd);
+		if (r != 0)
+			break;
+		metrics_add(METRIC_bytes_received, c->in.tail - c->in.head - before);
+		if (!conn_process(c, FRAMES_PER_TURN))
+			return;
+	} while (++reads < READS_PER_TURN && !c->more && wire_in_is_partial(&c->in) && wire_in_may_have_more(&c->in));
 	switch (r) {
 	case 0:
-		metrics_add(METRIC_bytes_received, c->in.tail - c->in.head - before);
-		(void)conn_process(c, FRAMES_PER_TURN);
 		break;
 	case WIRE_E_AGAIN:
 		break;

@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 #include "base/clock.h"
@@ -239,8 +240,15 @@ static unsigned ms_since(uint64_t start)
 	return (unsigned)((clock_now_ns() - start) / MS);
 }
 
+static void on_alarm(int signal)
+{
+	(void)signal;
+}
+
 START_TEST(deadlines_are_kept)
 {
+	struct sigaction ignore = { .sa_handler = on_alarm };
+	struct itimerval often = { { 0, 5000 }, { 0, 5000 } };
 	struct kvbm_options options = { .socket = d.socket, .timeout_ms = 150 };
 	struct kvbm *kvbm;
 	struct kvbm_ns *ns;
@@ -255,6 +263,14 @@ START_TEST(deadlines_are_kept)
 	must_eq(kvbm_ping(kvbm), -KVBM_E_TIMEOUT);
 	must_cmp(ms_since(start), >=, 140);
 	must_cmp(ms_since(start), <, 20000);
+	/* Signals neither shorten nor lengthen it. */
+	must(sigaction(SIGALRM, &ignore, NULL) == 0 && setitimer(ITIMER_REAL, &often, NULL) == 0);
+	start = clock_now_ns();
+	must_eq(kvbm_ping(kvbm), -KVBM_E_TIMEOUT);
+	must_cmp(ms_since(start), >=, 140);
+	must_cmp(ms_since(start), <, 20000);
+	often = (struct itimerval){ 0 };
+	must(setitimer(ITIMER_REAL, &often, NULL) == 0);
 	must(kill(d.pid, SIGCONT) == 0);
 	must_eq(kvbm_ping(kvbm), 0); /* the late answer is not taken for this one's */
 	must_eq(kvbm_ping(kvbm), 0);

@@ -294,6 +294,49 @@ START_TEST(large_frames_flow)
 }
 END_TEST
 
+/* A frame larger than the buffer: once its header and a buffer full of it have come, the rest is one read. */
+START_TEST(a_large_frame_takes_two_reads)
+{
+	struct wire_frame f;
+
+	for (unsigned round = 0; round < 2; round++) {
+		push(1, round, 100000, NULL, 0);
+		ck_assert_int_eq(wire_out_flush(&out, sv[0]), 0);
+		ck_assert_int_eq(wire_in_read(&in, sv[1]), 0);
+		ck_assert(wire_in_may_have_more(&in));
+		ck_assert_int_eq(wire_in_next(&in, &f), WIRE_E_AGAIN);
+		ck_assert_int_eq(wire_in_read(&in, sv[1]), 0);
+		ck_assert(!wire_in_may_have_more(&in));
+		ck_assert_int_eq(wire_in_next(&in, &f), 0);
+		check_frame(&f, 1, round, 100000, 0);
+		ck_assert_int_eq(wire_in_next(&in, &f), WIRE_E_AGAIN);
+		ck_assert_ptr_null(in.buf); /* given back while nothing waits */
+	}
+}
+END_TEST
+
+/* A read with descriptors ends at their frame: it says nothing about what is behind. */
+START_TEST(descriptors_may_hide_more)
+{
+	struct wire_frame f;
+	ino_t ino;
+	int fd = marked_fd(&ino);
+
+	push(1, 0, 10, &fd, 1);
+	ck_assert_int_eq(wire_out_flush(&out, sv[0]), 0);
+	push(1, 1, 10, NULL, 0);
+	ck_assert_int_eq(wire_out_flush(&out, sv[0]), 0);
+	for (unsigned i = 0; i < 2; i++) {
+		ck_assert_int_eq(wire_in_read(&in, sv[1]), 0);
+		ck_assert(wire_in_may_have_more(&in) == (i == 0));
+		ck_assert_int_eq(wire_in_next(&in, &f), 0);
+		check_frame(&f, 1, i, 10, i == 0);
+		wire_frame_close(&f);
+		ck_assert_int_eq(wire_in_next(&in, &f), WIRE_E_AGAIN);
+	}
+}
+END_TEST
+
 START_TEST(claimed_length_allocates_nothing)
 {
 	uint8_t h[WIRE_HEADER_BYTES];
@@ -616,6 +659,8 @@ int main(void)
 	tcase_add_test(tc, descriptors_waiting_are_bounded);
 	tcase_add_test(tc, reserve_in_place);
 	tcase_add_loop_test(tc, random_traffic, 0, 8);
+	tcase_add_test(tc, a_large_frame_takes_two_reads);
+	tcase_add_test(tc, descriptors_may_hide_more);
 	tcase_add_test(tc, wait_keeps_its_budget);
 	suite_add_tcase(s, tc);
 	sr = srunner_create(s);
