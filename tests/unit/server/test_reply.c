@@ -183,6 +183,40 @@ START_TEST(without_descriptors_left_it_is_busy)
 }
 END_TEST
 
+/* The outer message is written by hand: for every body there is, byte for byte as protobuf-c would. */
+START_TEST(bytes_are_those_of_the_schema)
+{
+	const ProtobufCMessageDescriptor *d = &kvbm__reply__descriptor;
+	uint32_t slots[] = { 1, 2, 0xffffffff };
+	unsigned scalars = 0;
+
+	for (unsigned i = 0; i < d->n_fields; i++) {
+		uint8_t want[256];
+		size_t size;
+
+		scalars += d->fields[i].type != PROTOBUF_C_TYPE_MESSAGE;
+		if (d->fields[i].type == PROTOBUF_C_TYPE_MESSAGE) {
+			protobuf_c_message_init(d->fields[i].descriptor, &reply.body);
+			*(void **)((uint8_t *)&reply.message + d->fields[i].offset) = &reply.body;
+			if (d->fields[i].descriptor == &kvbm__match_reply__descriptor) {
+				reply.body.match.hits = 3;
+				reply.body.match.n_slots = 3;
+				reply.body.match.slots = slots;
+			}
+		}
+		ck_assert_int_eq(reply_send(&reply, &request, 0x1122334455667788ull, &out), 0);
+		reply.message.boot_id = 0x1122334455667788ull;
+		size = kvbm__reply__pack(&reply.message, want);
+		ck_assert_uint_eq(wire_out_bytes(&out), WIRE_HEADER_BYTES + size);
+		ck_assert_mem_eq(out.buf + out.head + WIRE_HEADER_BYTES, want, size);
+		wire_out_deinit(&out);
+		wire_out_init(&out, 2 * WIRE_MAX_FRAME);
+		reply_init(&reply);
+	}
+	ck_assert_uint_eq(scalars, 3); /* another one has to be written too */
+}
+END_TEST
+
 START_TEST(an_answer_larger_than_a_frame_says_so)
 {
 	Kvbm__Reply *r;
@@ -210,6 +244,7 @@ int main(void)
 
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, every_code_has_its_number);
+	tcase_add_test(tc, bytes_are_those_of_the_schema);
 	tcase_add_test_raise_signal(tc, a_code_outside_the_enum_aborts, 6);
 	tcase_add_test(tc, every_outcome_of_the_store_has_a_code);
 	tcase_add_test_raise_signal(tc, an_outcome_the_store_has_not_aborts, 6);
