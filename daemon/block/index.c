@@ -4,6 +4,9 @@
 
 #include <assert.h>
 
+/* gcc 12 at -O2 drops prefetches that sit in plain inline functions. */
+#define hot static inline __attribute__((always_inline))
+
 #define INDEX_EMPTY ((struct shm_entry){ 0 })
 
 uint64_t index_lines_for(uint64_t n_slots)
@@ -58,6 +61,78 @@ struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct 
 	}
 	return NULL;
 }
+
+/* ---- many at once ---- */
+
+/* The first entry of that fingerprint, whatever its key. */
+hot struct shm_entry *index_find_tag(struct shm_line *lines, uint64_t n_lines, uint64_t max, struct shm_hash h)
+{
+	uint64_t at = h.line;
+
+	while (max-- > 0) {
+		struct shm_line *line = &lines[at];
+		bool empty = false;
+
+		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
+			struct shm_entry *e = &line->entries[i];
+
+			if (e->tag == h.tag && e->generation != 0 && e->slot != SHM_NO_SLOT)
+				return e;
+			empty |= e->generation == 0;
+		}
+		if (empty)
+			return NULL;
+		if (++at == n_lines)
+			at = 0;
+	}
+	return NULL;
+}
+
+hot uint32_t index_find_batch_of(const struct index *ix, const uint8_t *keys, uint32_t n, bool scattered,
+                                 struct shm_entry **ret_found, uint32_t kb)
+{
+	struct shm_line *lines = ix->lines;
+	const uint8_t *own = ix->keys;
+	const size_t stride = ix->key_stride;
+	const uint64_t salt[2] = { ix->salt[0], ix->salt[1] }, n_lines = ix->n_lines, max = index_probe_max(ix);
+	struct shm_hash hashes[INDEX_BATCH];
+
+	for (uint32_t i = 0; i < n; i++) {
+		hashes[i] = shm_hash_key(keys + (size_t)i * kb, kb, salt, n_lines);
+		__builtin_prefetch(&lines[hashes[i].line]);
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		ret_found[i] = index_find_tag(lines, n_lines, max, hashes[i]);
+		if (ret_found[i])
+			__builtin_prefetch(own + ret_found[i]->slot * stride);
+		else if (!scattered)
+			n = i;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		const uint8_t *key = keys + (size_t)i * kb;
+
+		if (!ret_found[i] || memcmp(own + ret_found[i]->slot * stride, key, kb) == 0)
+			continue;
+		ret_found[i] = index_find(ix, key, hashes[i]); /* two keys of one fingerprint */
+		if (!ret_found[i] && !scattered)
+			return i;
+	}
+	return n;
+}
+
+uint32_t index_find_batch(const struct index *ix, const uint8_t *keys, uint32_t n, bool scattered,
+                          struct shm_entry **ret_found)
+{
+	assert(n <= INDEX_BATCH);
+	/* With its length known a key is loaded and compared without a call. */
+	if (ix->key_bytes == 16)
+		return index_find_batch_of(ix, keys, n, scattered, ret_found, 16);
+	if (ix->key_bytes == 32)
+		return index_find_batch_of(ix, keys, n, scattered, ret_found, 32);
+	return index_find_batch_of(ix, keys, n, scattered, ret_found, ix->key_bytes);
+}
+
+/* ---- changes ---- */
 
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot)
 {

@@ -40,6 +40,12 @@ static inline struct shm_hash index_hash(const struct index *ix, const uint8_t *
 /* The entry of @key, compared whole, or NULL. */
 struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h);
 
+/* The same of many, with their cache misses side by side; NULL: not there.  Unless @scattered it ends before the first that is not there.
+ * Returns how many are filled in. */
+#define INDEX_BATCH 64u
+uint32_t index_find_batch(const struct index *ix, const uint8_t *keys, uint32_t n, bool scattered,
+                          struct shm_entry **ret_found);
+
 /* @slot holds the key already.  The key must not be there.  Outcome: INDEX_E_FULL. */
 int index_insert(struct index *ix, struct shm_hash h, uint32_t generation, uint32_t slot);
 

@@ -64,6 +64,11 @@ uint64_t lease_counted_pins(const struct holder *h);
 /* Holds by message. 0 or -ENOMEM / LEASE_E_NOTHELD. */
 enum { LEASE_E_NOTHELD = 1, LEASE_E_STALE, LEASE_E_NOMEM };
 int lease_hold(struct holder *h, uint32_t slot);
+static inline __attribute__((always_inline)) void lease_hold_prefetch(const struct holder *h, uint32_t slot)
+{
+	if (h->own)
+		__builtin_prefetch(&h->own[slot], 1);
+}
 bool lease_holds(const struct holder *h, uint32_t slot);
 void lease_unhold(struct holder *h, uint32_t slot);
 

@@ -358,35 +358,48 @@ int store_abort(struct holder *h, uint32_t lane, const uint32_t *slots, const ui
 
 /* ---- match and release by message ---- */
 
+/* Keys [@from, @from + @n) of @a.  False: a prefix ends here. */
+static bool match_batch(struct holder *h, struct store_match *a, uint32_t from, uint32_t n)
+{
+	struct ns *ns = h->ns;
+	const uint8_t *keys = a->keys + (size_t)from * ns->desc->key_bytes;
+	uint32_t *slots = a->slots + from, *generations = a->generations + from;
+	struct shm_entry *found[INDEX_BATCH];
+	uint32_t got = index_find_batch(&ns->index, keys, n, a->scattered, found), hits = 0;
+	bool hold = a->hold;
+
+	for (uint32_t i = 0; hold && i < got; i++)
+		if (found[i])
+			lease_hold_prefetch(h, found[i]->slot);
+	for (uint32_t i = 0; i < n; i++) {
+		if (i < got && found[i] && (!hold || lease_hold(h, found[i]->slot) == 0)) {
+			slots[i] = found[i]->slot;
+			generations[i] = found[i]->generation;
+			hits++;
+			continue;
+		}
+		why_miss(ns->why, index_hash(&ns->index, keys + (size_t)i * ns->desc->key_bytes).tag, a->now_ns);
+		if (!a->scattered)
+			break;
+		slots[i] = STORE_NO_SLOT;
+		generations[i] = 0;
+	}
+	a->hits += hits;
+	return a->scattered || hits == n;
+}
+
 int store_match(struct holder *h, struct store_match *a)
 {
 	struct ns *ns = h->ns;
-	uint32_t kb = ns->desc->key_bytes;
-	struct shm_hash hash;
 
 	thread_assert(THREAD_LOOP);
 	assert(!h->closed && a->n <= STORE_MAX_KEYS);
 	a->hits = 0;
 	if (a->hold && quota_charge(h->user, QUOTA_HOLDS, a->n) != 0)
 		return STORE_E_LIMIT;
-	for (uint32_t i = 0; i < a->n; i++) {
-		const uint8_t *key = a->keys + (size_t)i * kb;
-		struct shm_entry *e;
-
-		hash = index_hash(&ns->index, key);
-		e = index_find(&ns->index, key, hash);
-		if (e && (!a->hold || lease_hold(h, e->slot) == 0)) {
-			a->slots[i] = e->slot;
-			a->generations[i] = e->generation;
-			a->hits++;
-			continue;
-		}
-		why_miss(ns->why, hash.tag, a->now_ns);
-		if (!a->scattered)
+	for (uint32_t i = 0; i < a->n; i += INDEX_BATCH)
+		if (!match_batch(h, a, i, a->n - i < INDEX_BATCH ? a->n - i : INDEX_BATCH))
 			break;
-		a->slots[i] = STORE_NO_SLOT;
-		a->generations[i] = 0;
-	}
 	if (a->hold)
 		quota_return(h->user, QUOTA_HOLDS, a->n - a->hits);
 	ns->counts.looked_up += a->n;

@@ -153,6 +153,28 @@ static uint32_t count(enum state state)
 	return n;
 }
 
+/* Many at once find what one at a time finds; a prefix ends where it should. */
+static void check_batches(void)
+{
+	uint8_t keys[INDEX_BATCH * 32];
+	struct shm_entry *found[INDEX_BATCH];
+
+	for (uint32_t from = 0; from < KEYS; from += INDEX_BATCH) {
+		uint32_t n = KEYS - from < INDEX_BATCH ? KEYS - from : INDEX_BATCH, prefix = 0;
+
+		for (uint32_t i = 0; i < n; i++)
+			memcpy(keys + i * ix.key_bytes, records[from + i].key, ix.key_bytes);
+		assert(index_find_batch(&ix, keys, n, true, found) == n);
+		for (uint32_t i = 0; i < n; i++)
+			assert(found[i] == index_find(&ix, records[from + i].key, hash(from + i)));
+		while (prefix < n && states[from + prefix] == PRESENT)
+			prefix++;
+		assert(index_find_batch(&ix, keys, n, false, found) == prefix);
+		for (uint32_t i = 0; i < prefix; i++)
+			assert(found[i]->slot == from + i);
+	}
+}
+
 static void check_table(void)
 {
 	uint32_t used = 0, tombstones = 0;
@@ -179,6 +201,7 @@ static void check_table(void)
 		e = index_find_tombstone(&ix, hash(i), i);
 		assert((e != NULL) == (states[i] == CONDEMNED));
 	}
+	check_batches();
 }
 
 START_TEST(lines_hold_the_slots_at_three_quarters)
@@ -264,6 +287,29 @@ START_TEST(equal_tags_are_told_apart)
 	ck_assert_uint_eq(index_find(&ix, records[0].key, h)->slot, 0);
 	ck_assert_uint_eq(index_find(&ix, records[1].key, h)->slot, 1);
 	ck_assert_ptr_null(index_find(&ix, records[2].key, h));
+}
+END_TEST
+
+/* Another key of the same fingerprint comes first in the chain, or alone. */
+START_TEST(equal_tags_are_told_apart_in_a_batch)
+{
+	struct shm_entry *found[2];
+	uint8_t keys[2 * 16];
+
+	memcpy(keys, records[2].key, 16);
+	memcpy(keys + 16, records[0].key, 16);
+	moving = 2;
+	ck_assert_int_eq(insert(2), 0);
+	moving = 1;
+	ck_assert_int_eq(index_insert(&ix, hash(0), 2, 1), 0);
+	ck_assert_uint_eq(index_find_batch(&ix, keys, 2, false, found), 1);
+	ck_assert_uint_eq(index_find_batch(&ix, keys, 2, true, found), 2);
+	ck_assert_ptr_null(found[1]);
+	moving = 0;
+	ck_assert_int_eq(index_insert(&ix, hash(0), 1, 0), 0);
+	ck_assert_uint_eq(index_find_batch(&ix, keys, 2, false, found), 2);
+	ck_assert_uint_eq(found[0]->slot, 2);
+	ck_assert_uint_eq(found[1]->slot, 0);
 }
 END_TEST
 
@@ -380,6 +426,7 @@ int main(void)
 	tcase_add_test(tc, full_is_an_answer);
 	tcase_add_test(tc, probes_are_bounded);
 	tcase_add_test(tc, equal_tags_are_told_apart);
+	tcase_add_test(tc, equal_tags_are_told_apart_in_a_batch);
 	tcase_add_loop_test(tc, random_operations, 0, 15);
 	tcase_add_test(tc, the_chain_is_mended);
 	tcase_add_test_raise_signal(tc, empty_tag_aborts, SIGABRT);
