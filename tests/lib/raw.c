@@ -92,14 +92,15 @@ bool raw_send_bytes(struct raw *raw, uint16_t verb, const void *payload, uint32_
 bool raw_send(struct raw *raw, uint16_t verb, const ProtobufCMessage *message)
 {
 	size_t size = message ? protobuf_c_message_get_packed_size(message) : 0;
-	uint8_t *payload = malloc(size + 1);
+	uint8_t *frame = malloc(WIRE_HEADER_BYTES + size);
 	bool sent;
 
-	must(payload);
+	must(frame);
+	raw_header(frame, verb, (uint32_t)size, ++raw->id);
 	if (message)
-		protobuf_c_message_pack(message, payload);
-	sent = raw_send_bytes(raw, verb, payload, (uint32_t)size);
-	free(payload);
+		protobuf_c_message_pack(message, frame + WIRE_HEADER_BYTES);
+	sent = raw_write(raw, frame, WIRE_HEADER_BYTES + size);
+	free(frame);
 	return sent;
 }
 
