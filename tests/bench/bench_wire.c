@@ -16,13 +16,20 @@
 #define BLOCKS 16384u
 #define STORED 16u /* blocks in one reservation of P5 */
 
+/* A bare ping-pong: a process that reads so many bytes and writes so many. */
+struct echo {
+	int fd; /* owns */
+	pid_t pid;
+	size_t request_bytes, reply_bytes;
+	uint8_t *buffer; /* owns */
+};
+
 struct wire {
 	struct fill fill;
 	struct kvbm *by_socket; /* owns */
 	struct kvbm_ns *ns_by_socket;
-	int fd; /* of the bare ping-pong */
-	pid_t echo;
-	size_t request_bytes, reply_bytes;
+	struct echo bare;    /* as a no-op */
+	struct echo carried; /* as a match of P4 */
 	struct samples samples;
 	const char *placement;
 	uint64_t next;       /* block to store next */
@@ -34,52 +41,80 @@ struct wire {
 
 /* ---- the bare ping-pong ---- */
 
-static void echo_main(int fd, size_t request_bytes, size_t reply_bytes, pid_t parent)
+static void echo_read(int fd, uint8_t *buffer, size_t size)
 {
-	uint8_t buffer[256];
+	ssize_t n;
 
-	must(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && getppid() == parent);
-	while (read(fd, buffer, sizeof(buffer)) == (ssize_t)request_bytes)
-		must(write(fd, buffer, reply_bytes) == (ssize_t)reply_bytes);
-	_exit(0);
+	for (size_t done = 0; done < size; done += (size_t)n) {
+		n = read(fd, buffer + done, size - done);
+		if (n == 0)
+			_exit(0); /* in the child: that is its end */
+		must(n > 0);
+	}
+}
+
+static void echo_write(int fd, const uint8_t *buffer, size_t size)
+{
+	must(write(fd, buffer, size) == (ssize_t)size); /* a blocking socket takes all of it */
+}
+
+static void echo_start(struct echo *e, size_t request_bytes, size_t reply_bytes)
+{
+	pid_t parent = getpid();
+	int pair[2];
+
+	*e = (struct echo){ .request_bytes = request_bytes, .reply_bytes = reply_bytes };
+	e->buffer = calloc(1, request_bytes + reply_bytes);
+	must(e->buffer && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+	fflush(NULL);
+	e->pid = fork();
+	must(e->pid >= 0);
+	if (e->pid == 0) {
+		close(pair[0]);
+		must(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && getppid() == parent);
+		for (;;) {
+			echo_read(pair[1], e->buffer, request_bytes);
+			echo_write(pair[1], e->buffer, reply_bytes);
+		}
+	}
+	close(pair[1]);
+	e->fd = pair[0];
+}
+
+static void echo_stop(struct echo *e)
+{
+	close(e->fd);
+	must(waitpid(e->pid, NULL, 0) == e->pid);
+	free(e->buffer);
+}
+
+static void echo_once(struct echo *e)
+{
+	echo_write(e->fd, e->buffer, e->request_bytes);
+	echo_read(e->fd, e->buffer, e->reply_bytes);
 }
 
 /* A no-op's request is a header; its reply a header and what every reply says. */
-static void echo_start(struct wire *w)
+static void bare_start(struct wire *w)
 {
-	pid_t parent = getpid();
 	struct raw raw;
-	int pair[2];
+	size_t reply_bytes;
 
 	raw_hello(&raw, w->fill.daemon.socket);
 	must_eq(raw_call(&raw, KVBM__VERB__VERB_PING, NULL), 0);
-	w->request_bytes = WIRE_HEADER_BYTES;
-	w->reply_bytes = WIRE_HEADER_BYTES + kvbm__reply__get_packed_size(raw.reply);
+	reply_bytes = WIRE_HEADER_BYTES + kvbm__reply__get_packed_size(raw.reply);
 	raw_close(&raw);
-	must(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
-	fflush(NULL);
-	w->echo = fork();
-	must(w->echo >= 0);
-	if (w->echo == 0) {
-		close(pair[0]);
-		echo_main(pair[1], w->request_bytes, w->reply_bytes, parent);
-	}
-	close(pair[1]);
-	w->fd = pair[0];
-}
-
-static void echo_stop(struct wire *w)
-{
-	close(w->fd);
-	must(waitpid(w->echo, NULL, 0) == w->echo);
+	echo_start(&w->bare, WIRE_HEADER_BYTES, reply_bytes);
 }
 
 static void bare_once(struct wire *w)
 {
-	uint8_t buffer[256] = { 0 };
+	echo_once(&w->bare);
+}
 
-	must(write(w->fd, buffer, w->request_bytes) == (ssize_t)w->request_bytes);
-	must(read(w->fd, buffer, sizeof(buffer)) == (ssize_t)w->reply_bytes);
+static void carried_once(struct wire *w)
+{
+	echo_once(&w->carried);
 }
 
 /* ---- rounds ---- */
@@ -106,6 +141,11 @@ static void ping_once(struct wire *w)
 static double bare_round(void *ctx)
 {
 	return round_of(ctx, bare_once, 0.5);
+}
+
+static double carried_round(void *ctx)
+{
+	return round_of(ctx, carried_once, 0.5);
 }
 
 static double ping_round(void *ctx)
@@ -178,7 +218,7 @@ static void wire_place(struct wire *w, bool one_core)
 {
 	w->placement = one_core ? "one core" : "two cores";
 	bench_place(0, 0);
-	bench_place(w->echo, one_core ? 0 : 1);
+	bench_place(w->bare.pid, one_core ? 0 : 1);
 	bench_place(w->fill.daemon.pid, one_core ? 0 : 1);
 }
 
@@ -196,7 +236,25 @@ static void p3(struct wire *w)
 	bench_print(&f);
 }
 
-static void p4(struct wire *w)
+/* What the socket alone takes for as many bytes: the keys there, a slot and a generation for each back. */
+static void p4_carried(struct wire *w, const char *text, bool one_core)
+{
+	char variant[96];
+	struct figure f = { .name = "P4",
+		            .variant = variant,
+		            .unit = "us",
+		            .limit_is = "bare socket, as many bytes",
+		            .placement = w->placement };
+
+	snprintf(variant, sizeof(variant), "%s, against its bytes", text);
+	echo_start(&w->carried, (size_t)w->match_keys * FILL_KEY_BYTES, (size_t)w->match_keys * 2 * sizeof(uint32_t));
+	bench_place(w->carried.pid, one_core ? 0 : 1);
+	bench_compare(&f, ROUNDS, carried_round, match_round, w);
+	bench_print(&f);
+	echo_stop(&w->carried);
+}
+
+static void p4(struct wire *w, bool one_core)
 {
 	static const struct {
 		uint32_t n;
@@ -217,6 +275,7 @@ static void p4(struct wire *w)
 		w->match_keys = table[i].n;
 		bench_compare(&f, ROUNDS, ping_round, match_round, w);
 		bench_print(&f);
+		p4_carried(w, table[i].variant, one_core);
 	}
 }
 
@@ -291,13 +350,13 @@ static void wire_start(struct wire *w, uint64_t slots, uint64_t blocks)
 	fill_settle(&w->fill);
 	fill_attach(w->fill.daemon.socket, LANE_BYTES, KVBM_OPEN_BY_SOCKET, &w->by_socket, &w->ns_by_socket);
 	w->next = UINT64_C(1) << 32;
-	echo_start(w);
+	bare_start(w);
 }
 
 static void wire_stop(struct wire *w)
 {
 	bench_place(0, BENCH_ANY_CPU);
-	echo_stop(w);
+	echo_stop(&w->bare);
 	kvbm_close(w->by_socket);
 	fill_stop(&w->fill);
 }
@@ -318,7 +377,7 @@ int main(void)
 		if (bench_wanted("P3"))
 			p3(&w);
 		if (bench_wanted("P4"))
-			p4(&w);
+			p4(&w, one);
 		if (bench_wanted("P5"))
 			p5(&w, "room left");
 	}
