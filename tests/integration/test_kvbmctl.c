@@ -351,6 +351,29 @@ START_TEST(drop_without_keys_removes_a_namespace_that_nobody_uses)
 }
 END_TEST
 
+/* ---- what needs a tier below ---- */
+
+START_TEST(without_g3_there_is_nothing_to_move)
+{
+	json_t *json;
+
+	CTL(1, "drain");
+	must_contain(command.err, "there is no g3: see g3.path in kvbmd.conf");
+	CTL(1, "tiers", "g3");
+	must_contain(command.err, "there is g2");
+	json = CTL_JSON(0, "prefetch", "-n", "models/a:1", keys[0], keys[1]); /* they are there already */
+	must_eq(json_number_at(json, "in_memory"), 2);
+	json_decref(json);
+	json = CTL_JSON(1, "prefetch", "-n", "models/a:1", keys[0], ABSENT);
+	must_eq(json_number_at(json, "in_memory"), 1);
+	must_eq(json_number_at(json, "not"), 1);
+	json_decref(json);
+	CTL(1, "prefetch", "-n", "nobody", keys[0]);
+	CTL(1, "prefetch", "-n", "models/a:1", "0011223344556677"); /* no key of this namespace */
+	must_eq(daemon_metric(&d, "blocks_looked_up_total"), 0);
+}
+END_TEST
+
 /* ---- doctor ---- */
 
 static void expect_finding(const json_t *doctor, const char *check, const char *result)
@@ -432,6 +455,12 @@ START_TEST(wrong_words_are_usage)
 		{ "no capacity", { "simulate", "--workload=chat", "--capacity=" } },
 		{ "give --trace FILE or --workload KIND", { "simulate" } },
 		{ "--count needs a whole number, not 'x'", { "top", "--count", "x" } },
+		{ "something is missing", { "fsck" } },
+		{ "something is missing", { "dump", "--data" } },
+		{ "--wipe goes with neither", { "fsck", "--wipe", "--repair", "/nowhere" } },
+		{ "something is missing", { "prefetch", "-n", "models/a:1" } },
+		{ "unexpected 'b'", { "drain", "a", "b" } },
+		{ "--patience needs a number", { "drain", "--patience", "x" } },
 	};
 
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
@@ -447,8 +476,9 @@ END_TEST
 
 START_TEST(help_is_no_error)
 {
-	static const char *const verbs[] = { "doctor", "status", "top",   "namespaces", "clients", "tiers",  "block",
-		                             "why",    "match",  "flush", "drop",       "metrics", "replay", "simulate" };
+	static const char *const verbs[] = { "doctor", "status",   "top",   "namespaces", "clients", "tiers",
+		                             "block",  "why",      "match", "flush",      "drop",    "metrics",
+		                             "replay", "simulate", "drain", "prefetch",   "fsck",    "dump" };
 
 	for (size_t i = 0; i < sizeof(verbs) / sizeof(*verbs); i++) {
 		must_contain(CTL(0, verbs[i], "--help"), "Exit codes:");
@@ -474,6 +504,8 @@ START_TEST(every_verb_says_that_the_daemon_is_not_there)
 		{ "why", "-n", "a", ABSENT },
 		{ "match", "-n", "a", ABSENT },
 		{ "drop", "-n", "a" },
+		{ "drain" },
+		{ "prefetch", "-n", "a", ABSENT },
 	};
 	char path[128];
 
@@ -521,6 +553,7 @@ int main(void)
 	tcase_add_test(tc, match_says_how_long_the_prefix_is);
 	tcase_add_test(tc, flush_and_drop_keep_what_is_held_and_say_so);
 	tcase_add_test(tc, drop_without_keys_removes_a_namespace_that_nobody_uses);
+	tcase_add_test(tc, without_g3_there_is_nothing_to_move);
 	tcase_add_test(tc, doctor_of_what_runs);
 	tcase_add_test(tc, doctor_of_what_does_not);
 	tcase_add_test(tc, wrong_words_are_usage);
