@@ -339,6 +339,39 @@ check_bad_config()
 	check "with nothing left" soon 100 all_gone
 }
 
+g3_online()
+{
+	local said
+
+	said=$(inside kvbmctl tiers g3 2>&1)
+	grep -q '^state  *online' <<<"$said" || { echo "$said"; return 1; }
+}
+
+# The sandbox lets it have a file in its own directory, and io_uring.
+check_g3()
+{
+	local pid
+
+	inside sh -c 'printf "[g2]\nsize = 8M\n[g3]\npath = /var/lib/kvbmd/g3\nsize = 33M\n" >/etc/kvbmd/kvbmd.conf && chmod 644 /etc/kvbmd/kvbmd.conf'
+	check "it starts with a file of its own" inside systemctl start kvbmd.service
+	check "and uses it" soon 100 g3_online
+	check "blocks go down and come up" inside kvbmctl replay --workload chat --requests 100 --block-bytes 16K
+	check "all of them" inside kvbmctl drain
+	pid=$(show kvbmd.service MainPID)
+	[ "${pid:-0}" -gt 1 ] || { not_ok "there is a process to kill"; return; }
+	check "kill -9 of it" inside kill -KILL "$pid"
+	check "another one takes over" soon 200 was_restarted "$pid"
+	check "with what the first one had written" soon 100 recovered
+	check "both stop" inside systemctl stop kvbmd.service kvbmd.socket
+	check "exit status 0 again" is kvbmd.service ExecMainStatus 0
+	check "the file says so" inside sh -c 'kvbmctl fsck --data /var/lib/kvbmd/g3 | grep -q "^clean  *yes"'
+}
+
+recovered()
+{
+	inside kvbmctl metrics | grep -q '^kvbmd_blocks_recovered_total [1-9]'
+}
+
 all_gone()
 {
 	no_process && leaves_nothing
@@ -372,6 +405,7 @@ run_inside()
 		check_restart
 		check_stop
 		check_bad_config
+		check_g3
 		[ "$failed" -eq 0 ] || journal -n 60 | sed 's/^/# journal: /'
 		kill -s RTMIN+4 "$init_pid"
 		check "it ends when told" soon 100 fails kill -0 $unshare_pid
