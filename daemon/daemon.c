@@ -21,6 +21,7 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <kvbm_version.h>
 
@@ -68,12 +69,13 @@ struct daemon {
 	struct sessions sessions;
 	struct loop_timer tick;     /* the store's time; runs while there is somebody or something to look after */
 	struct loop_timer patience; /* while clients may still take their replies */
+	struct loop_timer stuck;    /* while a drive may still answer */
 	struct listener listener;
 
 	struct loop_hook turn;
 	unsigned n_started; /* steps */
 	bool stopping, step_is_stopping;
-	bool impatient, sessions_closed;
+	bool impatient, sessions_closed, drive_is_stuck;
 	bool host_is_closed, workers_are_closed, mailbox_is_closed, lower_is_closing, lower_is_closed;
 	enum daemon_exit code;
 };
@@ -471,19 +473,40 @@ static int start_moving(struct daemon *d)
 	return 0;
 }
 
+static void daemon_on_stuck(struct loop_timer *t)
+{
+	container_of(t, struct daemon, stuck)->drive_is_stuck = true;
+}
+
 static void stop_moving(struct daemon *d)
 {
 	store_stop_moving(d->store);
+	if (!d->lower)
+		return;
+	loop_timer_init(d->loop, &d->stuck);
+	loop_timer_start(&d->stuck, d->config.g3_io_timeout_ns, 0, daemon_on_stuck);
+}
+
+/* A drive that does not answer has memory of ours, which only the end of this process takes from it.  Nobody is served any more, and our
+ * socket is gone. */
+static void daemon_leave_drive(void)
+{
+	log_error("g3: a drive does not answer: stopped without waiting for it; what it holds is looked at anew at the next start");
+	_exit(DAEMON_OK);
 }
 
 static bool moving_is_stopped(struct daemon *d)
 {
 	if (!d->lower)
 		return true;
-	if (store_is_moving(d->store) && !d->impatient)
+	if (store_is_moving(d->store)) {
+		if (d->drive_is_stuck)
+			daemon_leave_drive();
 		return false;
+	}
 	if (!d->lower_is_closing) {
 		d->lower_is_closing = true;
+		loop_timer_close(&d->stuck, NULL);
 		nvme_close(d->lower, set_true, &d->lower_is_closed);
 	}
 	if (d->lower_is_closed)
