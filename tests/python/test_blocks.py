@@ -581,6 +581,10 @@ class QuickStart(Case):
         self.assertEqual((result.returncode, result.stdout, result.stderr), (0, "", ""))
         self.assertEqual(os.listdir(environment["XDG_RUNTIME_DIR"]), [])
 
+    def test_readme_prints_the_example(self):
+        with open(os.path.join(SOURCE, "README.md")) as readme, open(os.path.join(SOURCE, "client/examples/quickstart.py")) as example:
+            self.assertIn("```python\n" + example.read() + "```\n", readme.read())
+
     @needs_numpy
     def test_the_example_finds_what_it_stored(self):
         environment = {**os.environ, "KVBM_SOCKET": self.daemon.socket, "PYTHONPATH": os.path.join(BUILD, "python")}
