@@ -37,6 +37,15 @@ static struct orphan *block_orphan_find(const struct ns *ns, uint64_t tag)
 	return o;
 }
 
+/* @slot has another child: it and what is above it belong to more than one chain. Each block is marked once, so this walk is paid for. */
+static void block_mark_shared(struct ns *ns, uint32_t slot)
+{
+	while (slot != NS_NONE && !(ns->blocks[slot].heat.flags & HEAT_F_SHARED)) {
+		ns->blocks[slot].heat.flags |= HEAT_F_SHARED;
+		slot = block_parent(ns, slot);
+	}
+}
+
 static void block_orphan_add(struct ns *ns, uint64_t tag, uint32_t n)
 {
 	struct orphan *o = block_orphan_find(ns, tag);
@@ -54,8 +63,11 @@ static void block_orphan_add(struct ns *ns, uint64_t tag, uint32_t n)
 		}
 	}
 	o->count += n;
-	if (o->slot != NS_NONE)
-		ns->blocks[o->slot].children += n;
+	if (o->slot == NS_NONE)
+		return;
+	ns->blocks[o->slot].children += n;
+	if (ns->blocks[o->slot].children > 1)
+		block_mark_shared(ns, o->slot);
 }
 
 static void block_orphan_tidy(struct ns *ns, struct orphan *o)
@@ -158,7 +170,10 @@ static void block_link_parent(struct ns *ns, uint32_t slot, const uint8_t *paren
 		return;
 	}
 	b->parent_generation = ns_slot_generation(ns, b->parent);
-	ns->blocks[b->parent].children++;
+	if (++ns->blocks[b->parent].children > 1)
+		block_mark_shared(ns, b->parent);
+	if (ns->blocks[b->parent].heat.flags & HEAT_F_RELEASED)
+		heat_touch(&ns->heat, b->parent); /* somebody goes on where that ended */
 }
 
 #define BLOCK_MAX_WALK 1024u
@@ -217,6 +232,8 @@ static void block_take_on(struct ns *ns, uint32_t slot, uint64_t tag)
 	if (o && o->slot == NS_NONE) {
 		o->slot = slot;
 		ns->blocks[slot].children = o->count;
+		if (o->count) /* of which nobody knows what is below them */
+			block_mark_shared(ns, slot);
 	}
 }
 

@@ -200,6 +200,7 @@ uint32_t heat_tick(struct heat *h)
 	if (h->placed < h->per_tick)
 		return h->clock;
 	h->placed = 0;
+	h->bumped = false;
 	heat_advance(h);
 	return h->clock;
 }
@@ -346,7 +347,7 @@ void heat_release(struct heat *h, uint32_t slot)
 	h->ops->held(h->ctx, slot, &touch);
 	m->touch = touch;
 	m->flags |= HEAT_F_RELEASED;
-	if (m->where == HEAT_PARKED && h->ops->has_children(h->ctx, slot))
+	if (m->where == HEAT_PARKED && (m->flags & HEAT_F_SHARED) && h->ops->has_children(h->ctx, slot))
 		return;
 	heat_leave(h, m, slot);
 	heat_to_grace(h, m, slot);
@@ -358,6 +359,16 @@ void heat_release(struct heat *h, uint32_t slot)
 		heat_leave(h, vm, victim);
 		heat_put(h, vm, victim, h->oldest);
 	}
+}
+
+void heat_released(struct heat *h)
+{
+	/* Stamps are 20 bits, and buckets 4096: hints that come thick and fast share a tick. */
+	if (h->bumped && h->placed <= h->per_tick / 16)
+		return;
+	h->bumped = true;
+	h->placed = 0;
+	heat_advance(h);
 }
 
 void heat_touch(struct heat *h, uint32_t slot)
@@ -417,6 +428,9 @@ static bool heat_is_kept(const struct heat *h, uint32_t slot, bool down)
 /* true: @slot is a victim, or, @down, is to be written down.  Otherwise it was put where it belongs. */
 static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot, bool down)
 {
+	/* What is below is of the chain that was released, and who looks it up uses all of it: if nobody has used this block since, nobody has come
+	 * by it to its children.  They stay behind, and are found again if it comes back. */
+	bool alone = m->where == HEAT_GRACE && (m->flags & HEAT_F_RELEASED) && !(m->flags & HEAT_F_SHARED);
 	uint32_t touch = m->touch;
 	bool held = h->ops->held(h->ctx, slot, &touch);
 	bool newer;
@@ -440,7 +454,7 @@ static bool heat_judge(struct heat *h, struct heat_mark *m, uint32_t slot, bool 
 		heat_put(h, m, slot, touch);
 		return false;
 	}
-	if (heat_is_kept(h, slot, down)) {
+	if (!alone && heat_is_kept(h, slot, down)) {
 		heat_park(h, m);
 		return false;
 	}

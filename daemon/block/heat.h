@@ -37,6 +37,7 @@ struct heat_mark {
 #define HEAT_F_RETAINED 2u /* not to be proposed until the retain ends */
 #define HEAT_F_HIT 4u      /* was used after it came */
 #define HEAT_F_COUNTED 8u  /* its parent counts it among the leaving */
+#define HEAT_F_SHARED 16u  /* more than one chain has gone on from it, or from one below it */
 
 /* How heat reads a slot.  @mark: its mark.  @use: the newest tick a session's pins tell (0: none), and whether it is held now. */
 struct heat_ops {
@@ -57,6 +58,7 @@ struct heat {
 	uint32_t clock, oldest;    /* ticks; clock - oldest < HEAT_BUCKETS */
 	uint32_t per_tick, placed; /* the clock may advance after that many placements */
 	uint32_t n_slots;
+	bool bumped;               /* the last tick was heat_released()'s */
 	uint32_t parked, in_order; /* live ones */
 	bool ignore_retained;      /* retains are advice: set while nothing else is left */
 	uint32_t grace_live, grace_limit;
@@ -79,8 +81,10 @@ uint32_t heat_tick(struct heat *h);
 void heat_place(struct heat *h, uint32_t slot);
 /* Its last child went. */
 void heat_unpark(struct heat *h, uint32_t slot);
-/* It was released by hint: droppable first, unless touched meanwhile.  Over the limit the oldest goes to the cold end of the order. */
+/* It was released by hint: droppable first, before its children too if it is not shared, unless touched meanwhile.  Over the limit the oldest goes to the cold end of the order. */
 void heat_release(struct heat *h, uint32_t slot);
+/* That was all of a hint: a new tick, mostly, so that a use from now on is newer than the release. */
+void heat_released(struct heat *h);
 /* It was used, by message: no longer released. */
 void heat_touch(struct heat *h, uint32_t slot);
 /* A proposed block has a copy below by now, or needs none: it waits, still findable, to be dropped right after those in grace. */

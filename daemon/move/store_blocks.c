@@ -484,6 +484,10 @@ int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_
 		else
 			heat_touch(&ns->heat, slot);
 	}
+	if (a->hint == STORE_HINT_RELEASE && known) {
+		heat_released(&ns->heat);
+		atomic_store_explicit(&ns->shm->clock, ns->heat.clock, memory_order_relaxed);
+	}
 	*ret_known = known;
 	return 0;
 }

@@ -32,6 +32,9 @@ void sim_hint(struct sim *w)
 	sim_say(w, "session %u, %s: %d of %u keys: %d", s->number, ns->desc.name, (int)a.hint, a.n, r);
 	sim_must(w, r == (wrong ? STORE_E_INVAL : 0));
 	sim_must(w, r != 0 || told == known);
+	for (uint32_t i = 0; r == 0 && i < a.n; i++)
+		if (a.hint != STORE_HINT_RETAIN && sim_is_present(ns, keys[i]))
+			ns->blocks[keys[i]].released = a.hint == STORE_HINT_RELEASE;
 }
 
 void sim_stat(struct sim *w)

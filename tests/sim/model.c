@@ -156,6 +156,7 @@ static void check_came(struct sim *w, struct sim_ns *ns, struct sim_block *b, co
 	sim_must(w, rec->parent == 0 || b->parent_below >= 0);
 	ns->generations[e->slot] = e->generation;
 	b->present = true;
+	b->released = false;
 	b->slot = e->slot;
 	b->generation = e->generation;
 	b->parent = rec->parent ? b->parent_below : SIM_NO_KEY;
@@ -202,15 +203,15 @@ static void check_key(struct sim *w, struct sim_ns *ns, int32_t key)
 	}
 }
 
-/* Leaves go before their parents when a namespace makes room among its own. */
+/* Leaves go before their parents when a namespace makes room among its own, but for what was released. */
 static void check_leaves(struct sim *w, struct sim_ns *ns)
 {
 	for (uint32_t k = 0; k < ns->n_keys; k++) {
 		const struct sim_block *b = &ns->blocks[k];
 
 		if (b->present && b->parent >= 0 && (!w->lower || b->linked))
-			sim_must(w, !ns->blocks[b->parent].dropped || w->drops != DROPS_ROOM ||
-			                    w->drops_ns != sim_index(w, ns));
+			sim_must(w, !ns->blocks[b->parent].dropped || ns->blocks[b->parent].released ||
+			                    w->drops != DROPS_ROOM || w->drops_ns != sim_index(w, ns));
 	}
 	for (uint32_t k = 0; k < ns->n_keys; k++) {
 		struct sim_block *b = &ns->blocks[k];

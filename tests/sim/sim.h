@@ -36,6 +36,7 @@ struct sim_block { /* of one key */
 	bool doomed;                     /* expected to be dropped by the event in hand */
 	bool wanted;                     /* named by the request in hand: not to be dropped for it */
 	bool dropped;                    /* by the event in hand */
+	bool released;                   /* by hint */
 	bool below;                      /* has a copy in the tier below */
 	bool lived;                      /* was somewhere when the daemon was killed */
 	bool linked;                     /* its parent, which is here, knows of it */

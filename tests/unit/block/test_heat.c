@@ -547,11 +547,51 @@ START_TEST(forgotten_in_grace)
 }
 END_TEST
 
-START_TEST(released_parents_follow_their_children)
+START_TEST(a_released_block_goes_before_its_children)
 {
 	come(0, NS_NONE);
 	come(1, 0);
 	come(2, NS_NONE);
+	ck_assert_uint_eq(pick(), 1); /* parks its parent */
+	heat_place(&heat, 1);
+	heat_release(&heat, 0);
+	ck_assert_int_eq(marks[0].where, HEAT_GRACE);
+	ck_assert_uint_eq(pick(), 0);
+	go(0);
+	parents[1] = NS_NONE;
+	ck_assert_uint_eq(drop(), 2);
+	ck_assert_uint_eq(drop(), 1);
+	ck_empty();
+}
+END_TEST
+
+/* A release while its stamp is of this tick, then a use: that is newer, because the release began a tick. */
+START_TEST(a_use_right_after_the_release_rescues)
+{
+	uint32_t clock;
+
+	come(0, NS_NONE);
+	come(1, NS_NONE);
+	heat_touch(&heat, 0);
+	heat_release(&heat, 0);
+	clock = heat.clock;
+	heat_released(&heat);
+	ck_assert_uint_eq(heat.clock, clock + 1);
+	use(0);
+	ck_assert_uint_eq(drop(), 1);
+	heat_released(&heat); /* without anything placed since: not again */
+	ck_assert_uint_eq(heat.clock, clock + 1);
+	ck_assert_uint_eq(drop(), 0);
+	ck_empty();
+}
+END_TEST
+
+START_TEST(released_parents_of_several_follow_their_children)
+{
+	come(0, NS_NONE);
+	come(1, 0);
+	come(2, NS_NONE);
+	marks[0].flags |= HEAT_F_SHARED;
 	ck_assert_uint_eq(pick(), 1); /* parks its parent */
 	heat_place(&heat, 1);
 	heat_release(&heat, 0);
@@ -788,7 +828,9 @@ int main(void)
 	tcase_add_test(grace, grace_is_bounded);
 	tcase_add_test(grace, over_the_limit_is_the_cold_end);
 	tcase_add_test(grace, forgotten_in_grace);
-	tcase_add_test(grace, released_parents_follow_their_children);
+	tcase_add_test(grace, a_released_block_goes_before_its_children);
+	tcase_add_test(grace, a_use_right_after_the_release_rescues);
+	tcase_add_test(grace, released_parents_of_several_follow_their_children);
 	tcase_add_test(grace, a_proposed_block_cannot_be_released);
 	tcase_add_test(grace, held_in_grace);
 	tcase_add_test(grace, hints_do_not_make_memory_grow);

@@ -285,6 +285,50 @@ START_TEST(released_blocks_go_first_and_use_rescues_them)
 }
 END_TEST
 
+/* Two conversations go on from block 2.  The first ends, and all of its blocks are released: what it had alone goes, whatever is below it; what the
+ * other one needs stays. */
+START_TEST(what_was_released_by_one_and_is_shared_stays)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	ck_assert_int_eq(fix_reserve(&f, a, STORE_ALL_LANES, 1, 5), 0); /* 1 2 3 4 5 */
+	ck_assert_int_eq(fix_commit(&f, a, STORE_ALL_LANES, 1, 5, 0), 0);
+	ck_assert_int_eq(fix_reserve(&f, a, STORE_ALL_LANES, 11, 2), 0); /* 1 2 11 12 */
+	ck_assert_int_eq(fix_commit(&f, a, STORE_ALL_LANES, 11, 2, 2), 0);
+	fix_put(&f, a, 101, 9);
+	fix_hint(&f, a, STORE_HINT_RELEASE, 1, 4); /* not 5 */
+	fix_put(&f, a, 201, 2);
+	ck_assert_uint_eq(fix_count(&f, a, 3, 2), 0);
+	ck_assert_uint_eq(fix_count(&f, a, 1, 2), 2);
+	ck_assert_uint_eq(fix_count(&f, a, 11, 2), 2);
+	ck_assert_uint_eq(fix_count(&f, a, 101, 9), 9);
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
+/* Whoever goes on from a released block uses it. */
+START_TEST(a_new_child_rescues_its_parent)
+{
+	struct fix f;
+	struct holder *a;
+
+	fix_new(&f, 32);
+	a = fix_attach(&f, "a", 1, BLOCK);
+	fix_put(&f, a, 1, 14);
+	fix_hint(&f, a, STORE_HINT_RELEASE, 13, 2);
+	ck_assert_int_eq(fix_reserve(&f, a, STORE_ALL_LANES, 101, 1), 0);
+	ck_assert_int_eq(fix_commit(&f, a, STORE_ALL_LANES, 101, 1, 13), 0);
+	fix_put(&f, a, 201, 2);
+	ck_assert(fix_has(&f, a, 13) && !fix_has(&f, a, 14) && fix_has(&f, a, 1));
+	fix_close(a);
+	fix_free(&f);
+}
+END_TEST
+
 START_TEST(grace_is_bounded)
 {
 	struct fix f;
@@ -434,6 +478,8 @@ int main(void)
 	tcase_add_test(t, short_regions_leave_places_for_the_rest);
 	tcase_add_test(t, nobody_pays_for_nothing);
 	tcase_add_test(t, released_blocks_go_first_and_use_rescues_them);
+	tcase_add_test(t, what_was_released_by_one_and_is_shared_stays);
+	tcase_add_test(t, a_new_child_rescues_its_parent);
 	tcase_add_test(t, grace_is_bounded);
 	tcase_add_test(t, retained_blocks_go_last_and_only_while_it_lasts);
 	tcase_add_test(t, refused_memory_at_every_step);
