@@ -62,7 +62,7 @@ static uint8_t record_state(const struct shm_record *rec)
 
 /* An index of our own out of records alone. */
 struct rebuilt {
-	struct index ix; /* owns lines */
+	struct index ix; /* owns lines, behind */
 	uint32_t n;
 };
 
@@ -70,7 +70,8 @@ static void rebuild(struct rebuilt *b, const struct shm_record *records, uint32_
 {
 	*b = (struct rebuilt){ .ix = *like };
 	b->ix.lines = aligned_alloc(64, b->ix.n_lines * sizeof(struct shm_line));
-	must(b->ix.lines);
+	b->ix.behind = calloc(1, index_behind_bytes(b->ix.n_lines));
+	must(b->ix.lines && b->ix.behind);
 	memset(b->ix.lines, 0, b->ix.n_lines * sizeof(struct shm_line));
 	for (uint32_t s = 0; s < n_slots; s++) {
 		struct shm_hash h;
@@ -215,6 +216,7 @@ static void compare(const struct kept *kept, uint64_t ret_seen[4])
 	must_eq(seen[COMMITTING] + seen[PRESENT] + seen[DROPPING], b.n); /* and nothing else is there */
 	for (int i = 0; i < 4; i++)
 		ret_seen[i] += seen[i];
+	free(b.ix.behind);
 	free(b.ix.lines);
 }
 
@@ -334,6 +336,7 @@ static void look(const struct shm_record *records, struct shm_line *lines)
 		must_eq(e.generation, atomic_load(&((struct shm_record *)&records[e.slot])->generation));
 		must(e.tag == index_hash(&ix, records[e.slot].key).tag);
 	}
+	free(b.ix.behind);
 	free(b.ix.lines);
 }
 
