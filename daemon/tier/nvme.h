@@ -40,10 +40,10 @@ struct nvme_config {
 	uint32_t queue; /* copies waiting; 0: 1024.  TIER_WANTED may use all, TIER_BACKGROUND 3/4, TIER_AHEAD half */
 	uint64_t write_budget_bytes; /* a day; 0: no limit */
 	uint64_t io_deadline_ns;     /* 0: 10 s */
-	uint64_t grace_ns;           /* after a crash, before the first write; 0: 10 s; UINT64_MAX: none */
-	uint64_t record_delay_ns;    /* a record is written that long after its slot, or with 15 others; 0: 50 ms */
-	uint64_t probe_ns;           /* offline: between attempts; 0: 1 s */
-	uint8_t boot_id[16];         /* of /proc/sys/kernel/random/boot_id; zeros: unknown */
+	uint64_t grace_ns; /* the longest that writes wait for those of a dead daemon; 0: 10 s; UINT64_MAX: none */
+	uint64_t record_delay_ns; /* a record is written that long after its slot, or with 15 others; 0: 50 ms */
+	uint64_t probe_ns;        /* offline: between attempts; 0: 1 s */
+	uint8_t boot_id[16];      /* of /proc/sys/kernel/random/boot_id; zeros: unknown */
 	struct loop *loop;
 	struct uring *ring; /* NULL: its own.  Otherwise becomes the tier's in any case, also when it does not start */
 };

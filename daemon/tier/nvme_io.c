@@ -422,6 +422,10 @@ void nvme_on_grace(struct loop_timer *timer)
 {
 	struct nvme *t = nvme_of_timer(timer);
 
+	if (loop_now_ns(t->loop) < t->writes_from_ns && !nvme_drives_alone(t)) {
+		loop_timer_start(timer, NVME_ALONE_NS, 0, nvme_on_grace);
+		return;
+	}
 	t->writes_from_ns = 0;
 	nvme_store(t);
 	nvme_dispatch(t);

@@ -82,6 +82,22 @@ static int drive_lock(struct nvme_drive *d, char *why)
 	return 0;
 }
 
+/* A lock of the open file that the ring is given.  When its process dies it stays until the ring has let go of the file, which is when
+ * all its operations are done: so who gets it knows that nothing of a dead daemon's is still to land. */
+bool nvme_drives_alone(struct nvme *t)
+{
+	bool alone = true;
+
+	for (uint32_t i = 0; i < t->layout.drives; i++) {
+		struct nvme_drive *d = &t->drives[i];
+		struct flock all = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+
+		d->alone = d->alone || fcntl(d->fd, F_OFD_SETLK, &all) == 0;
+		alone = alone && d->alone;
+	}
+	return alone;
+}
+
 static int drive_open(struct nvme_drive *d, const char *path, bool may_make, struct found *f, char *why)
 {
 	int flags = O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
@@ -351,6 +367,7 @@ static int set_format(struct nvme *t, const struct nvme_config *config, const st
 	t->super.clean = true;
 	t->fresh = t->was_clean = true;
 	t->grace_ns = 0; /* nobody wrote to it before */
+	(void)nvme_drives_alone(t);
 	for (uint32_t i = 0; i < t->layout.drives && r == 0; i++)
 		r = super_write(t, &t->drives[i], buf, why);
 	for (uint32_t i = 0; i < t->layout.drives && r == 0; i++)
@@ -386,8 +403,8 @@ static int set_take(struct nvme *t, const struct nvme_config *config, const stru
 		}
 		drive_direct(t, d, buf);
 	}
-	/* Writes of a dead daemon may still land, unless the machine was started since. */
-	if (t->was_clean || !same_boot)
+	/* Writes of a dead daemon may still land, unless they are all done, or the machine was started since. */
+	if (nvme_drives_alone(t) || t->was_clean || !same_boot)
 		t->grace_ns = 0;
 	return 0;
 }

@@ -205,7 +205,8 @@ static void recover_ended(struct nvme *t)
 	if (t->grace_ns > 0)
 		t->writes_from_ns = t->today_since_ns + t->grace_ns;
 	if (t->grace_ns > 0 || !list_empty(&t->unsaved))
-		loop_timer_start(&t->grace.timer, t->grace_ns, 0, nvme_on_grace);
+		loop_timer_start(&t->grace.timer, t->grace_ns > NVME_ALONE_NS ? NVME_ALONE_NS : t->grace_ns, 0,
+		                 nvme_on_grace);
 	user->on_recovered(user->ctx, t->was_clean);
 }
 

@@ -63,8 +63,11 @@ struct nvme_drive {
 	uint32_t file;      /* the ring's number */
 	struct nvme_op sys; /* probe or flush: never both */
 	bool sys_busy;
+	bool alone;                     /* no earlier daemon's ring holds it any more: see nvme_drives_alone() */
 	uint8_t super_todo, super_busy; /* bits of copies */
 };
+
+#define NVME_ALONE_NS (20 * CLOCK_NS_PER_MS) /* between two looks at whether a dead daemon's writes are done */
 
 enum nvme_area_state {
 	NVME_AREA_FREE = 0,
@@ -208,6 +211,8 @@ bool nvme_is_overdue(const struct nvme *t);
 void nvme_sys_start(struct nvme *t, enum uring_kind kind);
 void nvme_on_deadline(struct loop_timer *timer);
 void nvme_on_grace(struct loop_timer *timer);
+/* Is nothing in flight any more that a dead daemon has begun?  Asked again until it is. */
+bool nvme_drives_alone(struct nvme *t);
 void nvme_stat(struct tier_lower *lower, struct tier_lower_stat *ret_stat);
 
 /* ---- nvme_record.c ---- */
