@@ -14,7 +14,7 @@
 
 #define NS_NONE UINT32_MAX
 
-/* What the daemon keeps of a slot for itself: 28 bytes.  The rest is its record in shared memory. */
+/* What the daemon keeps of a slot for itself: 32 bytes.  The rest is its record in shared memory. */
 struct block {
 	struct heat_mark heat;
 	uint32_t parent; /* REGISTERED: slot of its parent if that was here when it came, else NS_NONE; PARTIAL: number of its partial;
