@@ -101,6 +101,7 @@ int nvme_area_use(struct nvme *t, const struct nvme_header *h)
 	a->life.epoch = h->epoch;
 	a->life.digest = nvme_owner_digest(&h->owner);
 	t->n_free--;
+	t->n_slots += h->n_slots;
 	return 0;
 }
 
@@ -156,6 +157,7 @@ void nvme_area_drop(struct tier_lower *lower, uint32_t area)
 	a->state = NVME_AREA_DROPPED;
 	memset(a->dirty, 0, (a->n_sectors + 63) / 64 * sizeof(*a->dirty));
 	a->n_dirty = 0;
+	t->n_slots -= a->n_slots;
 	nvme_header_dirty(t, area);
 	nvme_area_settle(t, area);
 }
@@ -163,7 +165,7 @@ void nvme_area_drop(struct tier_lower *lower, uint32_t area)
 static void nvme_forget(struct tier_lower *lower, uint32_t area, uint32_t place)
 {
 	thread_assert(THREAD_LOOP);
-	nvme_record_dirty(nvme_of(lower), area, place);
+	nvme_record_dirty(nvme_of(lower), area, place, false);
 }
 
 static const struct tier_lower_ops nvme_ops = {

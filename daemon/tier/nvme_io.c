@@ -149,7 +149,7 @@ static void io_end(struct nvme *t, struct tier_io *io)
 	/* A slot that was written, or half written, has another record from now on: its own, or none.  It is not stored
 	 * before the owner knows of it, which is from cb on. */
 	if (io->write)
-		nvme_record_dirty(t, io->area, io->place);
+		nvme_record_dirty(t, io->area, io->place, true);
 	io->cb(io, io->result); /* may free it */
 }
 

@@ -57,13 +57,19 @@ static void sector_dirty(struct nvme *t, struct nvme_area *a, uint32_t sector)
 	area_unsaved(t, a);
 }
 
-void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place)
+static bool group_is_full(const struct nvme *t)
+{
+	return t->n_group >= NVME_GROUP && t->n_group >= t->n_slots / NVME_GROUP_PART;
+}
+
+void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place, bool written)
 {
 	struct nvme_area *a = &t->areas[area];
 
 	assert(a->state == NVME_AREA_USED && place < a->n_slots);
 	sector_dirty(t, a, nvme_place_sector(&t->layout, place));
-	group_wait(t, ++t->n_group >= NVME_GROUP ? 0 : t->record_delay_ns);
+	t->n_group += written;
+	group_wait(t, group_is_full(t) ? 0 : t->record_delay_ns);
 }
 
 void nvme_header_dirty(struct nvme *t, uint32_t area)

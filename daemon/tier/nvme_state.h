@@ -13,11 +13,12 @@
 #include "tier/nvme.h"
 #include "tier/nvme_format.h"
 
-#define NVME_METAS 64u /* blocks of metadata being written at once */
+#define NVME_METAS 16u /* blocks of metadata being written at once; filling one takes microseconds of the loop */
 #define NVME_SCANS 8u  /* reads of recovery at once */
 #define NVME_SCAN_BYTES (UINT64_C(1) << 20)
-#define NVME_GROUP 16u      /* records that make a group */
-#define NVME_ERRORS_MAX 10u /* in a minute, then it goes offline */
+#define NVME_GROUP 16u       /* records that make a group, at least */
+#define NVME_GROUP_PART 128u /* of all slots there are, if that is more */
+#define NVME_ERRORS_MAX 10u  /* in a minute, then it goes offline */
 #define NVME_NOTE_BYTES 320u
 #define NVME_FILES NVME_DRIVES_MAX
 #define NVME_BUFFERS 4096u
@@ -155,7 +156,8 @@ struct nvme {
 	struct list metas_free;
 	struct list unsaved; /* areas with something dirty */
 	uint32_t n_group, n_metas_busy;
-	bool storing; /* a group is being written out */
+	uint64_t n_slots; /* of areas in use */
+	bool storing;     /* a group is being written out */
 	/* recovery */
 	struct nvme_scan *scan; /* owns */
 	/* host memory */
@@ -216,7 +218,8 @@ bool nvme_drives_alone(struct nvme *t);
 void nvme_stat(struct tier_lower *lower, struct tier_lower_stat *ret_stat);
 
 /* ---- nvme_record.c ---- */
-void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place);
+/* @written: a crash would lose it; otherwise it is a slot set free, whose record can wait: mostly it is written anew at once. */
+void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place, bool written);
 void nvme_header_dirty(struct nvme *t, uint32_t area);
 void nvme_super_dirty(struct nvme *t, bool clean);
 bool nvme_super_is_stored(const struct nvme *t);

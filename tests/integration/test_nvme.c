@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
+#include "base/clock.h"
 #include "base/rng.h"
 #include "base/thread.h"
 #include "tests/lib/must.h"
@@ -154,6 +155,49 @@ START_TEST(several_drives)
 			ck_assert_int_eq(st.st_size, 4 * MIB);
 		}
 	}
+}
+END_TEST
+
+static void put_until(uint32_t area, uint32_t from, uint32_t to)
+{
+	for (uint32_t p = from; p < to; p++) {
+		nvme_owner_forget(&owner, area, p);
+		ck_assert_int_eq(nvme_owner_put(&owner, area, p, p), 0);
+	}
+}
+
+/* Records are not written one by one, however long they may wait for each other: with 15 others, or one in 128 of all slots. */
+START_TEST(records_wait_for_each_other)
+{
+	uint64_t before, blocks, group = 16;
+	uint32_t area = 0;
+
+	config.record_delay_ns = 3600 * CLOCK_NS_PER_S;
+	open_ok();
+	for (uint32_t n = 1; n <= 4; n += 3) {
+		uint32_t n_slots = 0;
+
+		for (uint32_t i = 0; i < n; i++) {
+			area = nvme_owner_area(&owner, 4 * KIB, 1);
+			n_slots += owner.areas[area].n_slots;
+		}
+		if (n > 1)
+			group = n_slots / 128;
+		before = nvme_owner_stat(&owner).written_bytes;
+		put_until(area, 0, (uint32_t)group - 1);
+		ck_assert_uint_eq(nvme_owner_stat(&owner).written_bytes, before + (group - 1) * 4 * KIB);
+		put_until(area, (uint32_t)group - 1, (uint32_t)group);
+		nvme_owner_settle(&owner);
+		blocks = group + 2 * n + 1; /* headers, and one sector of records */
+		ck_assert_uint_eq(nvme_owner_stat(&owner).written_bytes, before + blocks * 4 * KIB);
+		if (n == 1)
+			nvme_owner_drop(&owner, area);
+		nvme_owner_close(&owner);
+		open_ok();
+		ck_assert_uint_eq(owner.n_slots_found, n == 1 ? 0 : group);
+	}
+	ck_assert_uint_gt(group, 16);
+	nvme_owner_close(&owner);
 }
 END_TEST
 
@@ -720,6 +764,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, every_number_of_lanes);
 	tcase_add_test(tc, lanes_side_by_side);
 	tcase_add_test(tc, several_drives);
+	tcase_add_test(tc, records_wait_for_each_other);
 	tcase_add_test(tc, drives_of_another_order_number_or_set);
 	tcase_add_test(tc, what_is_forgotten_or_dropped_is_not_found);
 	tcase_add_test(tc, capacity_is_never_exceeded);
