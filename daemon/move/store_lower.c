@@ -294,15 +294,14 @@ static bool lower_on_area(void *ctx, const struct tier_area *area, const struct 
 	return true;
 }
 
-static void lower_on_slot(void *ctx, uint32_t area, uint32_t place, const struct tier_tag *raw)
+static void lower_found(struct store *store, const struct mover_found *f)
 {
-	struct store *store = ctx;
+	uint32_t area = f->area, place = f->place, slot;
 	struct store_ns *sn = store->mover.area_ns[area];
 	struct lower_what what;
 	struct lower_tag tag;
-	uint32_t slot;
 
-	lower_tag_read(raw, &tag);
+	lower_tag_read(&f->tag, &tag);
 	if (!sn || tag.key_bytes != sn->desc.key_bytes || tag.sum == 0 ||
 	    memcmp(tag.fingerprint, sn->ns.fingerprint, sizeof(tag.fingerprint)) != 0)
 		return;
@@ -328,11 +327,35 @@ static void lower_on_slot(void *ctx, uint32_t area, uint32_t place, const struct
 	}
 }
 
+/* Where a block belongs in the indices follows from its key, and is far from where the one before it belongs: that memory is asked for now, and looked at
+ * when some others have had their turn. */
+static void lower_on_slot(void *ctx, uint32_t area, uint32_t place, const struct tier_tag *tag)
+{
+	struct store *store = ctx;
+	struct mover *m = &store->mover;
+	struct mover_found *f = &m->found[m->n_found % MOVER_FOUND];
+	const struct store_ns *sn = m->area_ns[area];
+	const uint8_t *key;
+
+	if (m->n_found++ >= MOVER_FOUND)
+		lower_found(store, f);
+	*f = (struct mover_found){ .tag = *tag, .area = area, .place = place };
+	if (!sn)
+		return;
+	key = tag->bytes + offsetof(struct lower_tag, key);
+	index_prefetch(&sn->ns.lower->index, index_hash(&sn->ns.lower->index, key));
+	index_prefetch(&sn->ns.index, index_hash(&sn->ns.index, key));
+}
+
 static void lower_on_recovered(void *ctx, bool clean)
 {
 	struct store *store = ctx;
+	struct mover *m = &store->mover;
 	uint64_t copies = 0;
 
+	for (uint64_t i = m->n_found < MOVER_FOUND ? 0 : m->n_found - MOVER_FOUND; i < m->n_found; i++)
+		lower_found(store, &m->found[i % MOVER_FOUND]);
+	m->n_found = 0;
 	list_for_each(it, &store->namespaces)
 		if (store_ns_at(it)->ns.lower)
 			copies += store_ns_at(it)->ns.lower->n_present;

@@ -47,6 +47,8 @@ struct store_through {
 #define STORE_THROUGH 65536u
 
 /* Copies between host memory and the tier below; transfer.c, onboard.c. */
+#define MOVER_FOUND 16u
+
 struct mover {
 	struct transfer *pool;                 /* owns */
 	struct list free, running, unsummed;   /* borrow from pool */
@@ -58,6 +60,11 @@ struct mover {
 	uint64_t n_waits, n_kicks;
 	bool online, stopping;
 	struct store_ns **area_ns; /* owns the table: whose an area of the tier is */
+	struct mover_found {
+		struct tier_tag tag;
+		uint32_t area, place;
+	} found[MOVER_FOUND]; /* by recovery: a ring of those whose turn has not come yet */
+	uint64_t n_found;     /* in this recovery; the last MOVER_FOUND are in the ring */
 };
 
 struct store_holder {
