@@ -41,23 +41,24 @@ static bool index_key_is(const struct index *ix, uint32_t slot, const uint8_t *k
 
 struct shm_entry *index_find(const struct index *ix, const uint8_t *key, struct shm_hash h)
 {
-	uint64_t max = index_probe_max(ix);
+	uint64_t max = index_probe_max(ix), at = h.line;
 
 	assert(h.line < ix->n_lines);
-	for (uint64_t p = 0; p < max; p++) {
-		struct shm_line *line = &ix->lines[index_wrap(ix, h.line + p)];
+	while (max-- > 0) {
+		struct shm_entry *e = ix->lines[at].entries;
 		bool empty = false;
 
+		/* Tags of tombstones and of what is empty are no key's. */
+#pragma GCC unroll 4
 		for (uint32_t i = 0; i < SHM_LINE_ENTRIES; i++) {
-			struct shm_entry *e = &line->entries[i];
-
-			if (e->generation == 0)
-				empty = true;
-			else if (e->tag == h.tag && !index_is_tombstone(e) && index_key_is(ix, e->slot, key))
-				return e;
+			if (e[i].tag == h.tag && index_key_is(ix, e[i].slot, key))
+				return &e[i];
+			empty |= e[i].generation == 0;
 		}
 		if (empty)
 			return NULL;
+		if (++at == ix->n_lines)
+			at = 0;
 	}
 	return NULL;
 }

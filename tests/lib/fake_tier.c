@@ -44,6 +44,8 @@ static bool fake_refuses(struct fake_tier *f)
 	return f->fail_times == UINT32_MAX || f->calls - f->fail_from < f->fail_times;
 }
 
+#define FAKE_HUGE (UINT64_C(16) << 20)
+
 static void *fake_map(uint64_t size)
 {
 	void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -141,9 +143,10 @@ static int fake_object_make(struct tier *t, const char *name, uint64_t size, boo
 	void *base;
 
 	assert(name && size > 0 && ret_object);
-	(void)sparse;
 	if (fake_refuses(f) || !(base = fake_map(size)))
 		return TIER_E_NOMEM;
+	if (!sparse && size >= FAKE_HUGE)
+		(void)madvise(base, size, MADV_HUGEPAGE); /* as the real one, which does if the system lets it */
 	f->n_objects++;
 	*ret_object = (struct tier_object){ .base = base,
 		                            .size = size,
