@@ -23,7 +23,8 @@
 #include "base/thread.h"
 
 #define URING_IN_KERNEL_FACTOR 4u
-#define URING_TURN_MAX 512u /* completions of one turn, before others get theirs */
+#define URING_TURN_MAX 32u  /* completions of one turn, before others get theirs */
+#define URING_SUBMIT_MAX 8u /* to the kernel in one turn: it takes 5 us of each, more on small pages */
 #define URING_BUFFER_MAX (UINT64_C(1) << 30)
 
 struct ring {
@@ -32,7 +33,7 @@ struct ring {
 	struct io_uring io;
 	struct loop_watch watch;
 	struct loop_hook hook;
-	struct loop_timer again; /* the kernel was short of memory for requests */
+	struct loop_timer again; /* there is more to submit in the next turn, or when the kernel has memory for it */
 	struct list waiting;     /* borrows */
 	uint32_t in_kernel, in_kernel_max;
 	int *fds; /* owns the array, borrows the descriptors */
@@ -79,11 +80,9 @@ static void ring_prepare(struct ring *r, struct io_uring_sqe *sqe, struct uring_
 	io_uring_sqe_set_data(sqe, op);
 }
 
-static void ring_flush(struct ring *r);
-
 static void ring_on_again(struct loop_timer *t)
 {
-	ring_flush(container_of(t, struct ring, again));
+	(void)t; /* the end of the turn submits */
 }
 
 /* False: the kernel did not take all of it; it will be asked again. */
@@ -105,9 +104,14 @@ static bool ring_enter(struct ring *r)
 
 static void ring_flush(struct ring *r)
 {
-	while (!list_empty(&r->waiting) && r->in_kernel < r->in_kernel_max) {
-		struct io_uring_sqe *sqe = io_uring_get_sqe(&r->io);
+	for (unsigned n = 0; !list_empty(&r->waiting) && r->in_kernel < r->in_kernel_max; n++) {
+		struct io_uring_sqe *sqe;
 
+		if (n == URING_SUBMIT_MAX) {
+			loop_timer_start(&r->again, 0, 0, ring_on_again);
+			break;
+		}
+		sqe = io_uring_get_sqe(&r->io);
 		if (!sqe) {
 			if (!ring_enter(r))
 				return;

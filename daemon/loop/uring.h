@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reads, writes and flushes of files, many at once, without waiting: one io_uring, polled by the loop.
  *
- * Loop thread only.  What is submitted in a turn goes to the kernel in one call at its end.  Behind struct uring_ops, so
+ * Loop thread only.  What is submitted in a turn goes to the kernel in one call at its end; of many, some
+ * do so in the next turns, because it takes time of each.  Behind struct uring_ops, so
  * that a test can put a layer of faults in the ring's place.
  *
  * The ring can do nothing but read, write and flush, which the kernel is told: a daemon that was taken over cannot open
@@ -63,7 +64,7 @@ struct uring {
 
 struct uring_config {
 	struct loop *loop;
-	uint32_t entries; /* handed to the kernel in one call; four times as many are in flight at most, the rest wait here */
+	uint32_t entries; /* four times as many are in flight at most, the rest wait here */
 	uint32_t files, buffers;
 };
 
