@@ -19,7 +19,8 @@ V ?= 0
 SAN ?=
 BUILD ?= build
 WERROR ?= 0
-CUDA ?= $(if $(wildcard /usr/local/cuda/include/cuda.h),/usr/local/cuda,no)
+CUDA ?= auto
+CUDA_HOME ?= /usr/local/cuda
 SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
 RACE_SECONDS ?= 60
@@ -66,6 +67,17 @@ else
 $(error SAN is address or thread (or nothing), not "$(SAN)")
 endif
 
+# The toolkit: headers and nvcc, both or nothing.  CUDA=1 wants it, CUDA=0 (or no) does without, auto takes it if it is there.
+TOOLKIT := $(if $(and $(wildcard $(CUDA_HOME)/include/cuda.h),$(wildcard $(CUDA_HOME)/bin/nvcc)),$(CUDA_HOME))
+ifneq ($(filter 0 no,$(CUDA)),)
+TOOLKIT :=
+else ifeq ($(CUDA),auto)
+else ifneq ($(CUDA),1)
+$(error CUDA is auto, 1 or 0, not "$(CUDA)")
+else ifeq ($(TOOLKIT),)
+$(error CUDA=1, but no include/cuda.h and bin/nvcc in CUDA_HOME=$(CUDA_HOME))
+endif
+
 Q := $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@printf '  %-6s %s\n' $(1) $(2))
 
@@ -86,13 +98,13 @@ WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpo
 CFLAGS ?= -O2 -g
 # NDEBUG is never defined: base/assert.h refuses to compile with it.
 BASE_FLAGS := -std=gnu11 -D_GNU_SOURCE -I. -Idaemon -Iinclude -I$(B)/gen -pthread \
-	$(SAN_FLAGS) $(if $(filter no,$(CUDA)),,-I$(CUDA)/include)
+	$(SAN_FLAGS) $(if $(TOOLKIT),-isystem $(TOOLKIT)/include)
 LINK_FLAGS = $(SAN_FLAGS) -pthread -Wl,--as-needed $(LDFLAGS)
 COMPILE = $(CC) $(BASE_FLAGS) $(CFLAGS) -MMD -MP
 
 # Sources -------------------------------------------------------------------------------------------------------------
 
-GPU_UNUSED := $(if $(filter no,$(CUDA)),daemon/gpu/gpu_cuda.c,$(if $(wildcard daemon/gpu/gpu_cuda.c),daemon/gpu/gpu_none.c))
+GPU_UNUSED := $(if $(and $(TOOLKIT),$(wildcard daemon/gpu/gpu_cuda.c)),daemon/gpu/gpu_none.c,$(wildcard daemon/gpu/gpu_cuda*.c))
 DAEMON_SRC := $(filter-out daemon/main.c $(GPU_UNUSED),$(wildcard daemon/*.c daemon/*/*.c))
 MAIN_SRC := $(wildcard daemon/main.c)
 PROTO_SRC := $(wildcard proto/*.c)
@@ -243,7 +255,7 @@ clean: ## remove what this configuration built
 help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=no|dir; SEEDS=n; FUZZ_SECONDS=n; RACE_SECONDS=n;'
+	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=auto|1|0 CUDA_HOME=dir; SEEDS=n; FUZZ_SECONDS=n; RACE_SECONDS=n;'
 	@echo '  BENCH=P1,..; prefix=dir DESTDIR=dir'
 
 # Rules ---------------------------------------------------------------------------------------------------------------
