@@ -12,7 +12,11 @@
  */
 #include "loop/loop_uv.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -33,7 +37,6 @@ struct loop {
 
 _Static_assert(sizeof(uv_timer_t) <= sizeof(union loop_handle), "timer fits");
 _Static_assert(sizeof(uv_poll_t) <= sizeof(union loop_handle), "poll fits");
-_Static_assert(sizeof(uv_signal_t) <= sizeof(union loop_handle), "signal fits");
 _Static_assert(_Alignof(uv_poll_t) <= _Alignof(union loop_handle), "alignment");
 
 uv_loop_t *loop_uv(struct loop *loop)
@@ -357,40 +360,50 @@ void loop_watch_close(struct loop_watch *w, void (*closed)(struct loop_watch *w)
 
 /* --- signals --- */
 
-static uv_signal_t *signal_uv(struct loop_signal *s)
+static void signal_on_readable(struct loop_watch *w, unsigned events)
 {
-	return (uv_signal_t *)(void *)&s->handle;
-}
+	struct loop_signal *s = container_of(w, struct loop_signal, watch);
+	struct signalfd_siginfo info;
+	ssize_t n;
 
-static void signal_on_caught(uv_signal_t *uv, int signum)
-{
-	struct loop_signal *s = uv->data;
-
-	s->cb(s, signum);
+	assert(events == LOOP_READABLE);
+	n = read(s->fd, &info, sizeof(info)); /* the next one, if there is, on the next turn */
+	if (n < 0 && errno == EAGAIN)
+		return;
+	assert(n == (ssize_t)sizeof(info));
+	s->cb(s, (int)info.ssi_signo); /* may close @s */
 }
 
 int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum, void (*cb)(struct loop_signal *s, int signum))
 {
+	sigset_t set;
 	int r;
 
 	thread_assert(THREAD_LOOP);
 	assert(cb);
 	if (signum <= 0 || signum == SIGKILL || signum == SIGSTOP)
-		return error_origin(-EINVAL); /* before there is a handle that would have to be closed */
-	r = uv_signal_init(&loop->uv, signal_uv(s));
-	if (r < 0)
-		return error_origin(r);
-	signal_uv(s)->data = s;
+		return error_origin(-EINVAL);
+	sigemptyset(&set);
+	if (sigaddset(&set, signum) != 0)
+		return error_origin(-EINVAL);
 	s->cb = cb;
 	s->closed = NULL;
-	r = uv_signal_start(signal_uv(s), signal_on_caught, signum);
-	assert(r == 0); /* sigaction() of a number that is out of range: a mistake in our code */
+	s->fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	if (s->fd < 0)
+		return error_origin(-errno);
+	r = loop_watch_start(loop, &s->watch, s->fd, LOOP_READABLE, signal_on_readable);
+	if (r < 0) {
+		close(s->fd);
+		return error_trace(r);
+	}
+	r = pthread_sigmask(SIG_BLOCK, &set, NULL);
+	assert(r == 0);
 	return 0;
 }
 
-static void signal_on_closed(uv_handle_t *uv)
+static void signal_on_closed(struct loop_watch *w)
 {
-	struct loop_signal *s = uv->data;
+	struct loop_signal *s = container_of(w, struct loop_signal, watch);
 
 	if (s->closed)
 		s->closed(s);
@@ -400,7 +413,8 @@ void loop_signal_close(struct loop_signal *s, void (*closed)(struct loop_signal 
 {
 	thread_assert(THREAD_LOOP);
 	s->closed = closed;
-	uv_close((uv_handle_t *)signal_uv(s), signal_on_closed);
+	loop_watch_close(&s->watch, signal_on_closed);
+	close(s->fd);
 }
 
 /* --- the end of a turn --- */

@@ -105,9 +105,14 @@ void loop_watch_close(struct loop_watch *w, void (*closed)(struct loop_watch *w)
 struct loop_signal {
 	void (*cb)(struct loop_signal *s, int signum);
 	void (*closed)(struct loop_signal *s);
-	union loop_handle handle;
+	int fd;
+	struct loop_watch watch;
 };
 
+/* From here on @signum is blocked in this thread and comes by a descriptor: no code of ours runs in a signal handler, and
+ * what comes while nobody can answer waits.  It stays blocked after loop_signal_close(), so that a second one does not kill
+ * a process at the last step of its end.  Threads started before must block it themselves; a process started later
+ * inherits the mask.  Fault: -EINVAL for a signal that cannot be caught, -EMFILE. */
 int loop_signal_start(struct loop *loop, struct loop_signal *s, int signum, void (*cb)(struct loop_signal *s, int signum));
 void loop_signal_close(struct loop_signal *s, void (*closed)(struct loop_signal *s));
 

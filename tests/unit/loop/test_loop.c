@@ -244,6 +244,20 @@ START_TEST(signal_arrives)
 	loop_run(loop);
 	ck_assert_str_eq(trace, "s");
 	loop_turn(loop, false);
+	raise(SIGUSR1); /* still blocked: it kills nobody */
+	loop_turn(loop, false);
+	ck_assert_str_eq(trace, "s");
+}
+END_TEST
+
+START_TEST(signal_numbers_are_checked)
+{
+	struct loop_signal s;
+
+	ck_assert_int_eq(loop_signal_start(loop, &s, 0, on_signal), -EINVAL);
+	ck_assert_int_eq(loop_signal_start(loop, &s, SIGSTOP, on_signal), -EINVAL);
+	ck_assert_int_eq(loop_signal_start(loop, &s, 1000, on_signal), -EINVAL);
+	loop_turn(loop, false); /* nothing was left behind: loop_free() would say so */
 }
 END_TEST
 
@@ -459,6 +473,7 @@ int main(void)
 	tcase_add_test(tc, error_is_reported_once);
 	tcase_add_test(tc, regular_file_cannot_be_watched);
 	tcase_add_test(tc, signal_arrives);
+	tcase_add_test(tc, signal_numbers_are_checked);
 	tcase_add_test(tc, order_of_a_turn);
 	tcase_add_test(tc, cancel_from_inside);
 	tcase_add_test(tc, hooks_remove_each_other);
