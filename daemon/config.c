@@ -84,6 +84,13 @@ const struct config_key config_keys[] = {
 	  "A reserved slot that is not committed within this time is taken back." },
 	{ "daemon", "stop_timeout", TYPE_TIME, LIVE, AT(stop_timeout_ns), "10s", 0, 3600 * SEC, NULL,
 	  "After SIGTERM, how long requests in progress may take to end." },
+	{ "g1", "devices", TYPE_DEVICES, FIXED, AT(g1_devices), "auto", 0, CONFIG_DEVICES_SIZE - 1, NULL,
+	  "GPUs whose memory engines may have copied from and to host memory: auto (all),\n"
+	  "none, or UUIDs as nvidia-smi -L shows them, separated by commas." },
+	{ "g1", "depth", TYPE_COUNT, FIXED, AT(g1_depth), "64", 1, 1024, NULL,
+	  "Requests that each GPU copies for at the same time." },
+	{ "g1", "timeout", TYPE_TIME, FIXED, AT(g1_timeout_ns), "10s", 100 * MS, 600 * SEC, NULL,
+	  "A GPU that does not finish a copy within this time is offline until it works again." },
 	{ "g2", "size", TYPE_SIZE, FIXED, AT(g2_size_bytes), "1G", 2 * MIB, 64 * TIB, NULL,
 	  "Host memory for cached blocks, in bytes or with K, M, G, T; fractions are allowed." },
 	{ "g2", "region_size", TYPE_SIZE, FIXED, AT(g2_region_bytes), "0", 0, TIB, NULL,

@@ -17,7 +17,8 @@
 
 #define CONFIG_FILE "/etc/kvbmd/kvbmd.conf"
 
-#define CONFIG_MAX_KEYS 48
+#define CONFIG_MAX_KEYS 64
+#define CONFIG_DEVICES_SIZE 700 /* 16 UUIDs */
 #define CONFIG_MAX_NAMESPACES 64
 #define CONFIG_MAX_UIDS 16   /* so that the list fits into a line of the file */
 #define CONFIG_PATH_SIZE 108 /* what sockaddr_un holds */
@@ -85,6 +86,9 @@ struct config {
 	struct config_uids admin_uids;       /* n 0: nobody else */
 	uint64_t max_sessions, max_sessions_per_uid;
 	uint64_t write_timeout_ns;
+	/* [g1] */
+	char g1_devices[CONFIG_DEVICES_SIZE]; /* "auto", "none" or UUIDs */
+	uint64_t g1_depth, g1_timeout_ns;
 	/* [g2] */
 	uint64_t g2_size_bytes;
 	uint64_t g2_region_bytes; /* 0: chosen by the daemon */

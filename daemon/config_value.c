@@ -121,8 +121,9 @@ static int config_parse_text(const struct config_key *k, const char *text, char 
 	if (n > 0 && k->type == TYPE_PATH && text[0] != '/')
 		return config_refuse(e, "'%s' is not an absolute path", text);
 	for (const char *p = text; *p; p++) {
-		if (k->type == TYPE_GROUP ? !isalnum((unsigned char)*p) && !strchr("_-.", *p)
-		                          : iscntrl((unsigned char)*p) || strchr(" ;#", *p))
+		if (k->type == TYPE_PATH || k->type == TYPE_PATHS
+		            ? iscntrl((unsigned char)*p) || strchr(" ;#", *p)
+		            : !isalnum((unsigned char)*p) && !strchr(k->type == TYPE_DEVICES ? "-," : "_-.", *p))
 			return config_refuse(e, "has a '%c' in it", *p);
 	}
 	memset(ret_text, 0, k->max + 1);
@@ -225,6 +226,7 @@ void config_format(const struct config_key *k, const void *field, char buf[CONFI
 	case TYPE_PATH:
 	case TYPE_PATHS:
 	case TYPE_GROUP:
+	case TYPE_DEVICES:
 		snprintf(buf, CONFIG_VALUE_SIZE, "%s", (const char *)field);
 		break;
 	case TYPE_WORD:
@@ -263,6 +265,7 @@ size_t config_field_size(const struct config_key *k)
 	case TYPE_PATH:
 	case TYPE_PATHS:
 	case TYPE_GROUP:
+	case TYPE_DEVICES:
 		return k->max + 1;
 	case TYPE_WORD:
 		return sizeof(unsigned);
@@ -317,6 +320,7 @@ int config_parse(const struct config_key *k, const char *text, void *field, stru
 		return config_parse_paths(k, text, field, e);
 	case TYPE_PATH:
 	case TYPE_GROUP:
+	case TYPE_DEVICES:
 		return config_parse_text(k, text, field, e);
 	case TYPE_WORD:
 		return config_parse_word(k, text, field, e);

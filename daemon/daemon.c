@@ -42,12 +42,14 @@
 #include "server/service.h"
 #include "server/session.h"
 #include "sums.h"
+#include "tier/device.h"
 #include "tier/host.h"
 #include "tier/nvme.h"
 
 #define TICK_NS CLOCK_NS_PER_S
 #define TICK_MIN_NS (10 * CLOCK_NS_PER_MS)
 #define ZOMBIE_NS (60 * CLOCK_NS_PER_S) /* longest known time for which I/O of a dead process goes on */
+#define REPROBE_NS (2 * CLOCK_NS_PER_S) /* between tries to get a lost GPU back */
 #define WORKERS_MAX 16u
 #define JOBS_WAITING 256u
 
@@ -61,6 +63,7 @@ struct daemon {
 	struct mailbox *mailbox;
 	struct worker_pool *workers;
 	struct tier *host;
+	struct devices *devices;
 	struct tier_lower *lower; /* NULL: there is none */
 	struct life life;
 	struct store *store;
@@ -76,7 +79,7 @@ struct daemon {
 	unsigned n_started; /* steps */
 	bool stopping, step_is_stopping;
 	bool impatient, sessions_closed, drive_is_stuck;
-	bool host_is_closed, workers_are_closed, mailbox_is_closed, lower_is_closing, lower_is_closed;
+	bool host_is_closed, workers_are_closed, mailbox_is_closed, devices_are_closed, lower_is_closing, lower_is_closed;
 	enum daemon_exit code;
 };
 
@@ -119,6 +122,16 @@ static void daemon_policies(struct daemon *d)
 	}
 }
 
+static void daemon_on_region(void *ctx, const struct tier_region *region)
+{
+	devices_region_seen(ctx, region);
+}
+
+static void daemon_on_region_gone(void *ctx, const struct tier_region *region)
+{
+	devices_region_gone(ctx, region);
+}
+
 static struct store_config daemon_store_config(struct daemon *d)
 {
 	const struct config *c = &d->config;
@@ -133,6 +146,7 @@ static struct store_config daemon_store_config(struct daemon *d)
 		.why_entries = (uint32_t)c->why_entries,
 		.write_timeout_ns = c->write_timeout_ns,
 		.boot_id = d->life.boot_id,
+		.watch = { .region_seen = daemon_on_region, .region_gone = daemon_on_region_gone, .ctx = d->devices },
 		.lower = d->lower,
 		.calculator = sums_on(d->workers),
 		.max_transfers = (uint32_t)c->g3_depth * 2, /* half of them in the hands of the workers */
@@ -375,6 +389,31 @@ static bool host_is_stopped(struct daemon *d)
 	return d->host_is_closed;
 }
 
+static int start_devices(struct daemon *d)
+{
+	struct devices_config config = {
+		.loop = d->loop,
+		.mailbox = d->mailbox,
+		.which = d->config.g1_devices,
+		.max_copies = (uint32_t)d->config.g1_depth,
+		.call_deadline_ns = d->config.g1_timeout_ns,
+		.copy_deadline_ns = d->config.g1_timeout_ns,
+		.reprobe_ns = REPROBE_NS,
+	};
+
+	return error_trace(devices_new(&config, &d->devices));
+}
+
+static void stop_devices(struct daemon *d)
+{
+	devices_close(d->devices, set_true, &d->devices_are_closed);
+}
+
+static bool devices_are_stopped(struct daemon *d)
+{
+	return d->devices_are_closed;
+}
+
 /* The kernel's id of this boot: what an earlier one of it left in flight may still land. */
 static void daemon_boot_id(uint8_t ret_id[16])
 {
@@ -519,6 +558,7 @@ static int start_service(struct daemon *d)
 	d->service = (struct service){
 		.store = d->store,
 		.host = d->host,
+		.devices = d->devices,
 		.life = &d->life,
 		.socket = d->listener.path,
 		.admin_uids = d->config.admin_uids.uid,
@@ -592,6 +632,7 @@ static const struct step {
 	{ start_mailbox, stop_mailbox, mailbox_is_stopped },
 	{ start_workers, stop_workers, workers_are_stopped },
 	{ start_host, stop_host, host_is_stopped },
+	{ start_devices, stop_devices, devices_are_stopped },
 	{ start_lower, NULL, NULL }, /* ended by the step of moving, while the store can still be asked */
 	{ start_life, stop_life, NULL },
 	{ start_store, stop_store, NULL },

@@ -166,7 +166,8 @@ static void doctor_tiers(struct doctor *d)
 		const char *note = json_string_value(json_object_get(tier, "note"));
 		const char *state = json_string_value(json_object_get(tier, "state"));
 		bool fine = !state || strcmp(state, "ok") == 0 || strcmp(state, "online") == 0 ||
-		            strcmp(state, "growing") == 0 || strcmp(state, "recovering") == 0;
+		            strcmp(state, "growing") == 0 || strcmp(state, "recovering") == 0 ||
+		            strcmp(state, "new") == 0;
 		char size[OUTPUT_TEXT];
 
 		output_value("size_bytes",
@@ -176,7 +177,7 @@ static void doctor_tiers(struct doctor *d)
 		           !fine           ? FINDING_FAIL
 		           : note && *note ? FINDING_WARN
 		                           : FINDING_OK,
-		           "tier", fine ? "" : "the others serve on; it comes back by itself when the drive does",
+		           "tier", fine ? "" : "the others serve on; it comes back by itself when the device does",
 		           "%s: %s%s%s%s%s", name ? name : "?", size, state ? ", " : "", state ? state : "",
 		           note && *note ? ", " : "", note ? note : "");
 		doctor_paths(d, json_object_get(tier, "paths"));

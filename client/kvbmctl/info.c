@@ -22,8 +22,8 @@ static const char *const info_namespaces[] = { "name",        "lane_bytes", "slo
 static const char *const info_clients[] = { "session",           "name",    "pid",  "uid",       "state",
 	                                    "namespaces",        "writing", "pins", "looked_up", "hit_rate",
 	                                    "connected_seconds", NULL };
-static const char *const info_tiers[] = { "name", "state", "size_bytes",  "used_bytes", "slots",  "free",
-	                                  "used", "pages", "quarantined", "in_flight",  "queued", NULL };
+static const char *const info_tiers[] = { "name",   "state", "size_bytes",  "used_bytes", "slots",  "free", "used",
+	                                  "device", "pages", "quarantined", "in_flight",  "queued", NULL };
 
 /* Columns of the terminal; SIZE_MAX: it is none, and COLUMNS does not say. */
 static size_t info_width(void)

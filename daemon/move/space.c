@@ -79,15 +79,32 @@ uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason
 
 /* ---- regions ---- */
 
+static void space_region_seen(const struct store *store, const struct tier_region *region)
+{
+	const struct store_config *c = &store->config;
+
+	if (c->lower)
+		c->lower->ops->region_seen(c->lower, region);
+	if (c->watch.region_seen)
+		c->watch.region_seen(c->watch.ctx, region);
+}
+
+void space_region_gone(const struct store *store, const struct tier_region *region)
+{
+	const struct store_config *c = &store->config;
+
+	if (c->lower)
+		c->lower->ops->region_gone(c->lower, region);
+	if (c->watch.region_gone)
+		c->watch.region_gone(c->watch.ctx, region);
+}
+
 void space_region_drop(struct store_ns *sn, uint32_t r)
 {
 	struct tier *host = sn->store->config.host;
 
-	struct tier_lower *lower = sn->store->config.lower;
-
 	sn->used_bytes -= sn->memory[r].size;
-	if (lower)
-		lower->ops->region_gone(lower, &sn->memory[r]);
+	space_region_gone(sn->store, &sn->memory[r]);
 	ns_region_remove(&sn->ns, r);
 	host->ops->region_drop(host, &sn->memory[r]);
 	sn->memory[r] = (struct tier_region){ .fd = -1, .ro_fd = -1 };
@@ -150,8 +167,7 @@ static bool space_grow(struct store *store, struct store_ns *sn)
 	}
 	sn->memory[r] = region;
 	sn->used_bytes += region.size;
-	if (store->config.lower)
-		store->config.lower->ops->region_seen(store->config.lower, &sn->memory[r]);
+	space_region_seen(store, &sn->memory[r]);
 	return true;
 }
 

@@ -57,8 +57,7 @@ void store_ns_free(struct store_ns *sn)
 	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++) {
 		if (sn->memory[r].size == 0)
 			continue;
-		if (store->config.lower)
-			store->config.lower->ops->region_gone(store->config.lower, &sn->memory[r]);
+		space_region_gone(store, &sn->memory[r]);
 		host->ops->region_drop(host, &sn->memory[r]);
 	}
 	ns_deinit(&sn->ns);

@@ -65,6 +65,7 @@ struct store_config {
 	uint32_t why_entries;   /* remembered misses and drops a namespace */
 	uint64_t write_timeout_ns;
 	uint64_t boot_id;
+	struct tier_watch watch; /* region_seen NULL: nobody */
 	/* below host memory */
 	struct tier_lower *lower;           /* borrows; NULL: there is no such tier */
 	struct mover_calculator calculator; /* borrows its ctx */

@@ -150,6 +150,8 @@ uint64_t store_next_waiter_ns(const struct store *store);
 int space_condemn(struct store *store, struct ns *ns, uint32_t slot);
 uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason, uint32_t *ret_kept);
 void space_region_drop(struct store_ns *sn, uint32_t region);
+/* No copy names it any more: whoever was told of it is told so. */
+void space_region_gone(const struct store *store, const struct tier_region *region);
 /* Sets max_bytes: call after used_bytes went down or allowed_bytes changed. */
 void store_ns_limit(struct store_ns *sn);
 

@@ -145,10 +145,38 @@ static json_t *info_lower(const struct service *service)
 	return tier;
 }
 
+static json_t *info_device(const struct device *d)
+{
+	json_t *tier = json_object();
+	const struct gpu_info *info = device_info(d);
+	struct gpu_stat stat;
+
+	device_stat(d, &stat);
+	info_text(tier, "name", "g1");
+	info_text(tier, "device", info->uuid);
+	info_text(tier, "model", info->name);
+	info_text(tier, "state", device_state(d));
+	info_count(tier, "size_bytes", info->bytes);
+	info_count(tier, "used_bytes", stat.device_bytes);
+	info_count(tier, "in_flight", stat.copies_now);
+	info_count(tier, "read_bytes", stat.down_bytes);
+	info_count(tier, "written_bytes", stat.up_bytes);
+	info_count(tier, "copies", stat.copies);
+	info_count(tier, "batched", stat.batches);
+	info_count(tier, "kernels", stat.kernels);
+	info_count(tier, "losses", stat.losses);
+	info_count(tier, "pins_refused", stat.pin_failures);
+	info_text(tier, "note", device_why(d));
+	return tier;
+}
+
 static json_t *info_all_tiers(const struct service *service, const char *name)
 {
 	json_t *tiers = json_array();
 
+	if (service->devices && (!*name || strcmp(name, "g1") == 0))
+		for (uint32_t i = 0; i < devices_n(service->devices); i++)
+			json_array_append_new(tiers, info_device(devices_at(service->devices, i)));
 	if (!*name || strcmp(name, "g2") == 0)
 		json_array_append_new(tiers, info_tier(service));
 	if (service->lower && (!*name || strcmp(name, "g3") == 0))
@@ -165,7 +193,9 @@ static int info_tiers(const struct request *q, const char *name, struct reply *r
 	if (json_array_size(tiers) > 0)
 		return info_reply(reply, tiers);
 	json_decref(tiers);
-	reply_fail(reply, REPLY_NOENT, "there is no tier %.63s; there is g2%s", name, q->service->lower ? " and g3" : "");
+	reply_fail(reply, REPLY_NOENT, "there is no tier %.63s; there is %sg2%s", name,
+	           q->service->devices && devices_n(q->service->devices) > 0 ? "g1, " : "",
+	           q->service->lower ? ", g3" : "");
 	return 0;
 }
 

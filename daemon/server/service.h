@@ -12,6 +12,7 @@
 #include "server/arena.h"
 #include "server/life.h"
 #include "server/reply.h"
+#include "tier/device.h"
 
 struct session;
 struct sessions;
@@ -26,6 +27,7 @@ struct scratch {
 struct service {
 	struct store *store;        /* borrows */
 	struct tier *host;          /* borrows */
+	struct devices *devices;    /* borrows; NULL: none, ever */
 	struct sessions *sessions;  /* borrows; set by sessions_init() */
 	const struct life *life;    /* borrows */
 	const char *socket;         /* borrows; for reports */

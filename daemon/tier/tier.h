@@ -40,6 +40,13 @@ struct tier_object {
 	int fd, ro_fd;
 };
 
+/* Whoever has to know of host memory from outside of move/: devices, for which it is pinned. */
+struct tier_watch {
+	void (*region_seen)(void *ctx, const struct tier_region *region);
+	void (*region_gone)(void *ctx, const struct tier_region *region); /* no copy names it */
+	void *ctx;
+};
+
 struct tier_stat {
 	uint64_t size_bytes, used_bytes; /* of the budget */
 	uint64_t populated_bytes;        /* touched so far, of prepared and used regions */

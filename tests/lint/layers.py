@@ -11,7 +11,7 @@ import source
 MAY = {
     "daemon": {"base", "loop", "gpu", "block", "tier", "move", "server", "proto", "include"},
     # include/ because the codes in replies are those of the public header.
-    "server": {"base", "loop", "block", "move", "proto", "tier/tier.h", "include"},
+    "server": {"base", "loop", "block", "move", "proto", "tier/tier.h", "tier/device.h", "include"},
     "move": {"base", "block", "tier/tier.h"},
     "tier": {"base", "loop", "gpu"},
     "gpu": {"base", "loop"},

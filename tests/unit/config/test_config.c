@@ -190,7 +190,7 @@ START_TEST(what_is_not_known_is_refused)
 {
 	refuses("[g2]\nszie = 1G\n", "t.conf:2: g2.szie: did you mean g2.size? unknown key");
 	refuses("[daemon]\nsize = 1G\n", "did you mean g2.size?");
-	refuses("[g4]\nsize = 1G\n", "t.conf:1: unknown section [g4]; did you mean [g2]?");
+	refuses("[g4]\nsize = 1G\n", "t.conf:1: unknown section [g4]; did you mean [g1]?");
 	refuses("[limit]\n", "did you mean [limits]?");
 	refuses("[g2]\n\n\npath = /dev/hugepages\n", "t.conf:4: g2.path: did you mean g3.path? unknown key");
 	refuses("[metrics]\nlisten=\n", "unknown section [metrics]");
@@ -201,7 +201,7 @@ START_TEST(what_is_not_known_is_refused)
 	refuses("[g2\nsize = 1G\n", "a section is [name]");
 	refuses("[g2] size = 1G\n", "something after the section");
 	refuses("[g2]\nsize = 1G # much\n", "begins with ;");
-	refuses("[G2]\n", "did you mean [g2]?");
+	refuses("[G2]\n", "did you mean [g1]?");
 	/* An indented line is a line like any other, not more of the one before. */
 	refuses("[daemon]\nsocket = /a\n   lgo = info\n", "t.conf:3: daemon.lgo: did you mean daemon.log?");
 	accepts("\xEF\xBB\xBF# a comment\r\n; another\r\n [g2] ; here\r\n\tsize\t=\t2G\r\n");
