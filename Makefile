@@ -124,6 +124,7 @@ BENCH_SRC := $(wildcard tests/bench/bench_*.c)
 BENCH_LIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard tests/bench/*.c))
 SYSTEMD_TESTS := $(wildcard tests/systemd/test_*.sh)
 PYTHON_TESTS := $(wildcard tests/python/test_*.py)
+TORCH_TESTS := $(wildcard tests/python/with_torch/test_*.py)
 LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py test_run.py)
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
@@ -163,7 +164,7 @@ RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 
 # Targets -------------------------------------------------------------------------------------------------------------
 
-.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-gpu lint lint-sizes format bench fuzz \
+.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu lint lint-sizes format bench fuzz \
 	tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
@@ -197,6 +198,9 @@ check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and 
 check-python: all python ## the Python package
 	@tests/python/numpy.sh $(PYTHON) $(B)
 	@$(if $(PYTHON_TESTS),$(PY_ENV) $(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
+
+check-torch: all python ## the Python package with PyTorch (PYTHON=an interpreter that has torch and numpy)
+	@KVBM_PYTHON='$(PYTHON)' OMP_NUM_THREADS=1 $(PY_ENV) $(RUN) -n torch -t 600 $(TORCH_TESTS)
 
 check-gpu: all $(GPU_TEST_BIN) ## what needs a device; skipped without one
 	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'no gpu tests')
@@ -256,7 +260,7 @@ help: ## this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo '  V=1 shows commands; SAN=address|thread; CC=clang; WERROR=1; BUILD=dir; CUDA=auto|1|0 CUDA_HOME=dir; SEEDS=n; FUZZ_SECONDS=n; RACE_SECONDS=n;'
-	@echo '  BENCH=P1,..; prefix=dir DESTDIR=dir'
+	@echo '  PYTHON=program; BENCH=P1,..; prefix=dir DESTDIR=dir'
 
 # Rules ---------------------------------------------------------------------------------------------------------------
 

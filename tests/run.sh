@@ -67,7 +67,7 @@ command_of()
 
 	command=("$1")
 	case $1 in
-	tests/python/*.py) command=(python3 -m unittest -v "$1") ;;
+	tests/python/*.py) command=("${KVBM_PYTHON:-python3}" -m unittest -v "$1") ;;
 	*.py) command=(python3 "$1") ;;
 	*) if [ $fuzzing = 1 ]; then
 		name=$(basename "$1")

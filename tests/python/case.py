@@ -129,6 +129,28 @@ class Case(unittest.TestCase):
         self.assertEqual(blocks.commit(hashes, hold=False), len(hashes))
 
 
+class Watched(Case):
+    """Blocks to export, and counts of what is held because of that."""
+
+    def reserved(self, n=1, **options):
+        bm = self.open(**options)
+        return bm, bm.allocate_blocks(n)
+
+    def committed(self, **options):
+        if "namespace" in options:
+            options["namespace"] = self.id().rsplit(".", 1)[-1][:50] + "." + options["namespace"]
+        bm = self.open(**options)
+        self.store(bm, keys(2))
+        return bm, bm.match(keys(2))
+
+    def held(self):
+        """Blocks that are alive."""
+        return _kvbm.live()[1] - self.before[0][1]
+
+    def views(self):
+        return _kvbm.live()[2] - self.before[0][2]
+
+
 def needs_numpy(test):
     return unittest.skipUnless(numpy, "numpy is not here")(test)
 

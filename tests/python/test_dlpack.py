@@ -4,36 +4,13 @@ import gc
 import threading
 import unittest
 
-from tests.python.case import Case, _kvbm, keys, kvbmd, needs_numpy, numpy
+from tests.python.case import Watched, _kvbm, keys, kvbmd, needs_numpy, numpy
 from tests.python.capsule import Consumer
-
-try:
-    import torch
-except ImportError:
-    torch = None
 
 READ_ONLY, COPIED = 1, 2
 
 
-class Capsules(Case):
-    def reserved(self, n=1, **options):
-        bm = self.open(**options)
-        return bm, bm.allocate_blocks(n)
-
-    def committed(self, **options):
-        if "namespace" in options:
-            options["namespace"] = self.id().rsplit(".", 1)[-1][:50] + "." + options["namespace"]
-        bm = self.open(**options)
-        self.store(bm, keys(2))
-        return bm, bm.match(keys(2))
-
-    def held(self):
-        """Blocks that are alive."""
-        return _kvbm.live()[1] - self.before[0][1]
-
-    def views(self):
-        return _kvbm.live()[2] - self.before[0][2]
-
+class Capsules(Watched):
     def test_a_legacy_capsule_says_what_is_there(self):
         _, blocks = self.reserved()
         for view, shape, strides in ((blocks[0], (2, 2, 4, 64), (512, 256, 64, 1)), (blocks[0][1], (2, 4, 64), (256, 64, 1))):
@@ -292,43 +269,6 @@ class Numpy(Capsules):
         with self.assertRaises((RuntimeError, BufferError)):
             numpy.from_dlpack(blocks[0])
         self.assertEqual(numpy.asarray(blocks[0]).dtype, numpy.uint16)
-
-
-@unittest.skipUnless(torch, "torch is not here")
-class Torch(Capsules):
-    """The same memory, seen by torch."""
-
-    def test_torch_writes_and_reads_in_place(self):
-        bm, blocks = self.reserved(2, dtype="bf16")
-        tensor = torch.from_dlpack(blocks[0])
-        self.assertEqual((tuple(tensor.shape), tensor.dtype, tensor.data_ptr()), ((2, 2, 4, 64), torch.bfloat16, blocks[0].data_ptr))
-        tensor.fill_(1.5)
-        layer = torch.from_dlpack(blocks[0][1].__dlpack__())
-        self.assertEqual(float(layer.float().sum()), 1.5 * 512)
-        del tensor, layer
-        blocks.commit(keys(2))
-        found = bm.match(keys(1))
-        try:
-            again = torch.from_dlpack(found[0])
-        except BufferError:
-            again = torch.from_dlpack(found[0].__dlpack__(copy=True))
-        self.assertEqual(float(again.float().max()), 1.5)
-
-    def test_torch_keeps_the_block(self):
-        _, blocks = self.reserved()
-        tensor = torch.from_dlpack(blocks[0])[0].transpose(0, 1)
-        blocks.release()
-        self.assertEqual((self.views(), self.held()), (1, 1))
-        del tensor
-        self.assertEqual(self.views(), 0)
-
-    def test_each_dtype_is_torchs(self):
-        for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2, torch.int8):
-            _, blocks = self.reserved(dtype=dtype, namespace=str(dtype))
-            try:
-                self.assertIs(torch.from_dlpack(blocks[0]).dtype, dtype)
-            except (RuntimeError, BufferError):
-                self.assertIn("float8", str(dtype))  # older ones do not take float8 by DLPack
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ class BlockManager:
     block_bytes: bytes of one lane's slice, for layouts of your own: blocks are then bytes of shape (num_layers, block_bytes / num_layers), and what
         is in them is not compared with others': say it in model.
     lanes, lane: tensor-parallel ranks that each write a slice of every block, and which of them this process is; ALL_LANES: all.
-    device: 'cpu'.  device_id: 0.
+    device: 'cpu', or torch.device('cpu').  device_id: 0.
     namespace, model, salt, hash_algo, layout, key_bytes (of a hash, 8 to 32): what else must agree to share blocks; put adapters and tenants into salt.
     readonly: never allocates; memory is then mapped so that it cannot be written.  confirm: look-ups also compare whole keys.
     socket: path of the daemon's socket; None: see default_socket().  by_socket: match and release by message, not through shared memory.
@@ -132,7 +132,7 @@ class BlockManager:
         block_bytes: Optional[int] = None,
         lanes: int = 1,
         lane: Optional[int] = None,
-        device: str = "cpu",
+        device: Any = "cpu",
         device_id: int = 0,
         socket: Optional[str] = None,
         namespace: str = "default",
@@ -163,7 +163,7 @@ class BlockManager:
             block_bytes,
         )
         self._set_lane(_number("lanes", lanes, 1, _kvbm.MAX_LANES), lane)
-        if device != "cpu" or device_id != 0:
+        if str(device) != "cpu" or device_id != 0:
             raise ValueError(f"device {device!r}, device_id {device_id!r}: blocks are in host memory only: 'cpu', 0")
         if layout not in _LAYOUTS:
             raise ValueError(f"layout {layout!r} is none of {', '.join(_LAYOUTS)}")
