@@ -158,21 +158,24 @@ uint32_t lower_take(struct lower *l)
 {
 	assert(l->n_free > 0);
 	for (uint32_t i = 0; i < l->n_areas; i++) {
-		struct lower_area *a = &l->areas[i];
+		uint32_t area = (l->area_next + i) % l->n_areas;
+		struct lower_area *a = &l->areas[area];
 		uint32_t slot;
 
 		if (a->n_free == 0 || a->draining)
 			continue;
-		if (a->free_head) {
-			slot = (i << l->shift) + a->free_head - 1;
-			a->free_head = lower_at(l, slot)->link;
+		if (a->free_first) {
+			slot = (area << l->shift) + a->free_first - 1;
+			a->free_first = lower_at(l, slot)->link;
+			a->free_last = a->free_first ? a->free_last : 0;
 		} else {
 			/* What recovery took lies behind fresh as well. */
-			while (lower_at(l, (i << l->shift) + a->fresh)->state != LOWER_FREE)
+			while (lower_at(l, (area << l->shift) + a->fresh)->state != LOWER_FREE)
 				a->fresh++;
-			slot = (i << l->shift) + a->fresh++;
+			slot = (area << l->shift) + a->fresh++;
 			assert(a->fresh <= a->n_slots);
 		}
+		l->area_next = area;
 		a->n_free--;
 		lower_used(l, lower_at(l, slot));
 		return slot;
@@ -187,7 +190,7 @@ bool lower_take_at(struct lower *l, uint32_t slot)
 	if (lower_area_of(l, slot) >= l->n_areas || lower_place_of(l, slot) >= a->n_slots ||
 	    lower_at(l, slot)->state != LOWER_FREE)
 		return false;
-	assert(a->fresh == 0 && a->free_head == 0);
+	assert(a->fresh == 0 && a->free_first == 0);
 	a->n_free--;
 	lower_used(l, lower_at(l, slot));
 	return true;
@@ -202,10 +205,14 @@ static void lower_put_back(struct lower *l, uint32_t slot)
 	l->n_free++;
 	a->n_free++;
 	/* A place that lower_take() has not come to yet is found there; the list is for those behind it. */
-	if (lower_place_of(l, slot) < a->fresh) {
-		c->link = a->free_head;
-		a->free_head = lower_place_of(l, slot) + 1;
-	}
+	if (lower_place_of(l, slot) >= a->fresh)
+		return;
+	c->link = 0;
+	if (a->free_last)
+		lower_at(l, slot - lower_place_of(l, slot) + a->free_last - 1)->link = lower_place_of(l, slot) + 1;
+	else
+		a->free_first = lower_place_of(l, slot) + 1;
+	a->free_last = lower_place_of(l, slot) + 1;
 }
 
 uint32_t lower_find(const struct lower *l, const uint8_t *key)

@@ -28,7 +28,7 @@ struct lower_copy {
 	uint64_t sum;    /* of the payload, bound to the key */
 	struct heat_mark heat;
 	uint32_t generation; /* rises with each use of the slot; never 0 or UINT32_MAX */
-	uint32_t link;       /* FREE: next free place + 1 */
+	uint32_t link;       /* FREE: the place set free after it + 1 */
 	uint8_t state;       /* enum lower_state */
 	uint8_t busy;        /* reads in flight */
 	uint8_t spare[2];
@@ -38,7 +38,8 @@ _Static_assert(sizeof(struct lower_copy) == 40, "lower_copy");
 
 struct lower_area {
 	uint32_t n_slots; /* 0: not ours */
-	uint32_t fresh, free_head, n_free;
+	uint32_t fresh, n_free;
+	uint32_t free_first, free_last; /* places below fresh, in the order in which they were set free, + 1; 0: none */
 	bool draining;
 	bool foreign; /* what was in it when it was recovered names parents by tags that are not ours */
 };
@@ -56,6 +57,7 @@ struct lower {
 	size_t stride, copies_bytes, lines_bytes;
 	struct lower_area *areas; /* owns */
 	uint32_t n_areas, shift, max_slots, key_bytes;
+	uint32_t area_next; /* from where lower_take() goes on */
 	uint32_t n_slots, n_free, n_writing, n_present, n_stuck;
 	struct lower_counts counts;
 	/* Newest touch of the same block's copy in host memory, if there is one. */
@@ -97,7 +99,8 @@ void lower_area_remove(struct lower *l, uint32_t area);
 /* Slot of a PRESENT copy of @key, or LOWER_NONE. */
 uint32_t lower_find(const struct lower *l, const uint8_t *key);
 
-/* A free slot becomes WRITING: n_free > 0. */
+/* A free slot becomes WRITING: n_free > 0.  Of an area the one that has been free longest, and one area after the other: so that who sets slots free ahead of
+ * need gives the tier time to note that, and what is taken one after the other lies side by side. */
 uint32_t lower_take(struct lower *l);
 /* Recovery: that very slot, which is free and was never used. False: there is no such slot. */
 bool lower_take_at(struct lower *l, uint32_t slot);

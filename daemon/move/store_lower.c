@@ -235,23 +235,30 @@ static bool lower_grow(struct store_ns *sn)
 	return true;
 }
 
+/* Slots set free in one go, and as many are left when that is done: the tier does not overwrite a slot before it is noted on the drive that it is free,
+ * and notes many in one write. */
+#define AHEAD_MAX 32u
+#define AHEAD_PART 256u /* of all slots, if that is less */
+
 uint32_t lower_make(struct store_ns *sn)
 {
 	struct ns *ns = &sn->ns;
 	struct lower *l = ns->lower;
 	uint64_t budget = (uint64_t)l->n_present + 1;
+	uint32_t ahead = l->n_slots / AHEAD_PART < AHEAD_MAX ? l->n_slots / AHEAD_PART : AHEAD_MAX;
+	uint32_t wanted = l->n_free <= ahead ? 2 * ahead + 1 : 1;
 
-	while (l->n_free == 0) {
+	while (l->n_free < wanted) {
 		uint32_t victim;
 
 		if (lower_grow(sn))
 			continue;
 		victim = lower_pick(l, ns->heat.clock, &budget);
 		if (victim == LOWER_NONE)
-			return LOWER_NONE;
+			break;
 		lower_drop(sn, victim, WHY_DROPPED_LOWER);
 	}
-	return lower_take(l);
+	return l->n_free > 0 ? lower_take(l) : LOWER_NONE;
 }
 
 /* ---- what the tier asks and tells ---- */

@@ -80,18 +80,20 @@ int nvme_area_use(struct nvme *t, const struct nvme_header *h)
 {
 	struct nvme_area *a = &t->areas[h->area];
 	uint32_t n_sectors = nvme_part_sectors(h->n_slots / t->layout.drives) * t->layout.drives;
-	size_t words = (n_sectors + 63) / 64;
+	size_t words = (n_sectors + 63) / 64, place_words = (h->n_slots + 63) / 64;
 
 	assert(a->state == NVME_AREA_FREE && t->n_free > 0 && h->n_slots > 0);
-	a->dirty = calloc(words, sizeof(*a->dirty));
-	a->busy = calloc(words, sizeof(*a->busy));
+	a->dirty = calloc(2 * (words + place_words), sizeof(*a->dirty));
 	a->owner = calloc(1, sizeof(*a->owner));
-	if (!a->dirty || !a->busy || !a->owner) {
+	if (!a->dirty || !a->owner) {
 		free(steal(&a->dirty));
-		free(steal(&a->busy));
 		free(steal(&a->owner));
 		return error_origin(-ENOMEM);
 	}
+	a->busy = a->dirty + words;
+	a->listed = a->busy + words;
+	a->writing = a->listed + place_words;
+	a->header_known = false;
 	*a->owner = h->owner;
 	a->state = NVME_AREA_USED;
 	a->shape = h->shape;
@@ -101,7 +103,6 @@ int nvme_area_use(struct nvme *t, const struct nvme_header *h)
 	a->life.epoch = h->epoch;
 	a->life.digest = nvme_owner_digest(&h->owner);
 	t->n_free--;
-	t->n_slots += h->n_slots;
 	return 0;
 }
 
@@ -142,7 +143,7 @@ void nvme_area_settle(struct nvme *t, uint32_t area)
 	a->state = NVME_AREA_FREE;
 	t->n_free++;
 	free(steal(&a->dirty));
-	free(steal(&a->busy));
+	a->busy = a->listed = a->writing = NULL;
 	free(steal(&a->owner));
 	a->n_slots = a->n_sectors = 0;
 }
@@ -157,7 +158,6 @@ void nvme_area_drop(struct tier_lower *lower, uint32_t area)
 	a->state = NVME_AREA_DROPPED;
 	memset(a->dirty, 0, (a->n_sectors + 63) / 64 * sizeof(*a->dirty));
 	a->n_dirty = 0;
-	t->n_slots -= a->n_slots;
 	nvme_header_dirty(t, area);
 	nvme_area_settle(t, area);
 }
@@ -202,6 +202,7 @@ static void nvme_configure(struct nvme *t, const struct nvme_config *config)
 	t->probe_ns = or_else(config->probe_ns, CLOCK_NS_PER_S);
 	t->layout.drives = config->n_paths;
 	t->meta_buffer = URING_NO_BUFFER;
+	list_init(&t->held);
 	list_init(&t->flying);
 	list_init(&t->unsaved);
 	list_init(&t->metas_free);
@@ -219,6 +220,7 @@ static void nvme_configure(struct nvme *t, const struct nvme_config *config)
 		loop_timer_init(t->loop, &timer->timer);
 	}
 	loop_deferred_init(&t->tick);
+	loop_deferred_init(&t->hurry);
 }
 
 static int nvme_memory(struct nvme *t)
@@ -335,7 +337,6 @@ static void nvme_gone(struct nvme *t)
 	nvme_recover_free(t);
 	for (uint32_t i = 0; i < t->n_areas; i++) {
 		free(t->areas[i].dirty);
-		free(t->areas[i].busy);
 		free(t->areas[i].owner);
 	}
 	free(t->areas);
@@ -361,6 +362,7 @@ static void nvme_free(struct nvme *t)
 {
 	t->closes_due = NVME_TIMERS + (t->ring != NULL);
 	loop_deferred_cancel(&t->tick);
+	loop_deferred_cancel(&t->hurry);
 	nvme_recover_stop(t);
 	for (size_t i = 0; i < NVME_TIMERS; i++)
 		loop_timer_close(&nvme_timer_at(t, i)->timer, nvme_on_timer_closed);

@@ -41,8 +41,7 @@ struct nvme_config {
 	uint64_t write_budget_bytes; /* a day; 0: no limit */
 	uint64_t io_deadline_ns;     /* 0: 10 s */
 	uint64_t grace_ns; /* the longest that writes wait for those of a dead daemon; 0: 10 s; UINT64_MAX: none */
-	/* A record is written that long after its slot, or once 16, or one in 128 of all slots there are, wait: so many a crash may lose, and what
-	 * lies side by side is written in one go.  0: 50 ms */
+	/* A record is written that long after its slot, or once 16 wait: so many a crash may lose.  0: 50 ms */
 	uint64_t record_delay_ns;
 	uint64_t probe_ns;   /* offline: between attempts; 0: 1 s */
 	uint8_t boot_id[16]; /* of /proc/sys/kernel/random/boot_id; zeros: unknown */

@@ -60,9 +60,18 @@
  *	40   80  tag: opaque; the owner's key and the checksum of the payload are in there
  *	120   8  check, seeded with the set's uuid too
  *
- * Crash windows.  Nothing here relies on the order in which writes become durable, nor on any flush:
- *	data written, record not       the slot is lost, or a former record of it is found: its tag's checksum of the payload does
- *	                               not fit, which the owner sees.  A miss.
+ * Order.  A slot goes through four steps, each begun when the drive has answered the one before, none followed by a flush:
+ *	1  a sector of records in which it is free     (with a group, some time ahead: owners set slots free before they need them)
+ *	2  an area header of this life                 (once; then all records of former lives are void)
+ *	3  its data
+ *	4  a sector of records with its own            (with a group: 16 of them, or 50 ms)
+ * So where all that a drive has answered is there (the daemon dies, the machine lives), no record speaks of a slot that was overwritten, in whole or in
+ * part; what is lost is at most what was between 3 and 4, and places set free.
+ *
+ * Crash windows.  When the power fails a drive may have kept any of it.  Nothing here relies on the order in which writes become durable, nor
+ * on any flush:
+ *	data written, record not       the slot is lost; or, if 1 did not last, a former record of it is found: its tag's checksum
+ *	                               of the payload does not fit, which the owner sees.  A miss.
  *	record written, data not       the same.  (Not our order, but a drive may choose it.)
  *	record sector torn             records are within 512 bytes; those of the torn part are old ones, of this or another
  *	                               life of the area: the epoch tells.

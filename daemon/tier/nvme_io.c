@@ -148,8 +148,10 @@ static void io_end(struct nvme *t, struct tier_io *io)
 	meter_end(&t->meters[io->write], now, io->since_ns, bytes);
 	/* A slot that was written, or half written, has another record from now on: its own, or none.  It is not stored
 	 * before the owner knows of it, which is from cb on. */
-	if (io->write)
+	if (io->write) {
+		nvme_place_written(t, io);
 		nvme_record_dirty(t, io->area, io->place, true);
+	}
 	io->cb(io, io->result); /* may free it */
 }
 
@@ -250,10 +252,13 @@ void nvme_queue_fail(struct nvme *t)
 		list_splice_tail(&all, &t->queues[p][0]);
 		list_splice_tail(&all, &t->queues[p][1]);
 	}
+	list_splice_tail(&all, &t->held);
 	t->n_queued[0] = t->n_queued[1] = 0;
 	while ((it = list_pop(&all))) {
 		struct tier_io *io = container_of(it, struct tier_io, link);
 
+		if (io->write)
+			nvme_place_written(t, io);
 		t->areas[io->area].in_flight--;
 		io->cb(io, TIER_E_GONE);
 	}
@@ -299,9 +304,11 @@ int nvme_submit(struct tier_lower *lower, struct tier_io *io)
 		t->today_bytes += bytes;
 	}
 	io->since_ns = loop_now_ns(t->loop);
-	list_add_tail(&t->queues[io->priority][io->write], &io->link);
 	t->n_queued[io->write]++;
 	t->areas[io->area].in_flight++;
+	if (io->write && nvme_place_hold(t, io))
+		return 0;
+	list_add_tail(&t->queues[io->priority][io->write], &io->link);
 	nvme_dispatch(t);
 	return 0;
 }

@@ -4,7 +4,10 @@
  * Invariant: no block of metadata is written twice at once; what changes meanwhile is dirty again.  An area with something
  * dirty is in nvme.unsaved.
  * Tags are not kept here: a sector's are asked for when it is written, so that it always says what holds then.
- * Nothing waits for these writes, and nobody trusts their order: see the crash windows in nvme_format.h.
+ *
+ * A place is overwritten only when no record on the drive speaks of it: until a sector was written in which it is free, its write
+ * is in nvme.held.  Mostly that has happened before, because owners set places free some time ahead.  No flush: that order holds when the daemon
+ * dies, not when the power fails, and nobody trusts it: see the crash windows in nvme_format.h.
  */
 #include <string.h>
 
@@ -15,24 +18,15 @@
 #define WORD_BITS 64u
 #define SUPER_ALL ((1u << NVME_SUPER_COPIES) - 1)
 
-static bool bit_get(const uint64_t *bits, uint32_t i)
-{
-	return bits[i / WORD_BITS] >> (i % WORD_BITS) & 1;
-}
-
-static void bit_set(uint64_t *bits, uint32_t i)
-{
-	bits[i / WORD_BITS] |= UINT64_C(1) << (i % WORD_BITS);
-}
-
-static void bit_clear(uint64_t *bits, uint32_t i)
-{
-	bits[i / WORD_BITS] &= ~(UINT64_C(1) << (i % WORD_BITS));
-}
+static void hold_on_hurry(struct loop_deferred *d);
 
 static void group_on_due(struct loop_timer *timer)
 {
-	nvme_store(nvme_of_timer(timer));
+	struct nvme *t = nvme_of_timer(timer);
+
+	nvme_store(t);
+	if (!list_empty(&t->held))
+		loop_defer(t->loop, &t->hurry, hold_on_hurry);
 }
 
 static void group_wait(struct nvme *t, uint64_t delay_ns)
@@ -50,16 +44,11 @@ static void area_unsaved(struct nvme *t, struct nvme_area *a)
 static void sector_dirty(struct nvme *t, struct nvme_area *a, uint32_t sector)
 {
 	assert(sector < a->n_sectors);
-	if (!bit_get(a->dirty, sector)) {
-		bit_set(a->dirty, sector);
+	if (!nvme_bit(a->dirty, sector)) {
+		nvme_bit_set(a->dirty, sector);
 		a->n_dirty++;
 	}
 	area_unsaved(t, a);
-}
-
-static bool group_is_full(const struct nvme *t)
-{
-	return t->n_group >= NVME_GROUP && t->n_group >= t->n_slots / NVME_GROUP_PART;
 }
 
 void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place, bool written)
@@ -69,7 +58,7 @@ void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place, bool writt
 	assert(a->state == NVME_AREA_USED && place < a->n_slots);
 	sector_dirty(t, a, nvme_place_sector(&t->layout, place));
 	t->n_group += written;
-	group_wait(t, group_is_full(t) ? 0 : t->record_delay_ns);
+	group_wait(t, t->n_group >= NVME_GROUP ? 0 : t->record_delay_ns);
 }
 
 void nvme_header_dirty(struct nvme *t, uint32_t area)
@@ -105,25 +94,42 @@ bool nvme_is_stored(const struct nvme *t)
 
 /* ---- what became of a block ---- */
 
-static void records_on_done(struct nvme *t, const struct nvme_meta *m, bool again)
+static bool record_is_free(const uint8_t *block, uint32_t i)
+{
+	static const uint8_t none[4];
+
+	return memcmp(block + (size_t)i * NVME_RECORD, none, sizeof(none)) == 0;
+}
+
+static void records_on_done(struct nvme *t, const struct nvme_meta *m, bool ok, bool again)
 {
 	struct nvme_area *a = &t->areas[m->area];
 
-	assert(bit_get(a->busy, m->number) && a->n_busy > 0);
-	bit_clear(a->busy, m->number);
+	assert(nvme_bit(a->busy, m->number) && a->n_busy > 0);
+	nvme_bit_clear(a->busy, m->number);
 	a->n_busy--;
+	for (uint32_t i = 0; ok && i < NVME_SECTOR_RECORDS; i++) {
+		uint32_t place = nvme_sector_place(&t->layout, m->number, i);
+
+		if (place < a->n_slots && record_is_free(m->block, i))
+			nvme_bit_clear(a->listed, place);
+	}
 	if (again && a->state == NVME_AREA_USED)
 		sector_dirty(t, a, m->number);
 	nvme_area_settle(t, m->area);
 }
 
-static void header_on_done(struct nvme *t, const struct nvme_meta *m, bool again)
+static void header_on_done(struct nvme *t, const struct nvme_meta *m, bool ok, bool again)
 {
 	struct nvme_area *a = &t->areas[m->area];
+	struct nvme_header h;
 
 	assert((a->header_busy >> m->number & 1) && a->n_busy > 0);
 	a->header_busy &= ~(1u << m->number);
 	a->n_busy--;
+	/* One copy will do: of all there are, the newest is believed. */
+	if (ok && nvme_header_decode(t->super.uuid, m->area, m->block, &h) == 0 && h.used && h.epoch == a->life.epoch)
+		a->header_known = true;
 	if (again) {
 		a->header_todo |= 1u << m->number;
 		area_unsaved(t, a);
@@ -148,15 +154,17 @@ static void meta_on_done(struct nvme_op *o, int r)
 	t->today_bytes += NVME_BLOCK;
 	switch (m->kind) {
 	case NVME_META_RECORDS:
-		records_on_done(t, m, again);
+		records_on_done(t, m, r == 0, again);
 		break;
 	case NVME_META_HEADER:
-		header_on_done(t, m, again);
+		header_on_done(t, m, r == 0, again);
 		break;
 	case NVME_META_SUPER:
 		t->drives[o->drive].super_busy &= (uint8_t) ~(1u << m->number);
 		break;
 	}
+	if (r == 0 && !list_empty(&t->held))
+		loop_defer(t->loop, &t->hurry, hold_on_hurry);
 	if (t->storing)
 		nvme_store(t);
 	if (t->phase == NVME_RECOVERING)
@@ -258,7 +266,7 @@ static bool header_store(struct nvme *t, uint32_t area)
 	return true;
 }
 
-static void sector_fill(const struct nvme *t, const struct nvme_area *a, uint32_t sector, uint64_t seq, uint8_t *block)
+static void sector_fill(const struct nvme *t, struct nvme_area *a, uint32_t sector, uint64_t seq, uint8_t *block)
 {
 	const struct tier_lower_user *user = &t->lower.user;
 
@@ -267,8 +275,10 @@ static void sector_fill(const struct nvme *t, const struct nvme_area *a, uint32_
 		uint32_t place = nvme_sector_place(&t->layout, sector, i);
 		struct tier_tag tag;
 
-		if (place < a->n_slots && user->tag(user->ctx, a->life.area, place, &tag))
-			nvme_record_encode(&a->life, place, seq, &tag, block + (size_t)i * NVME_RECORD);
+		if (place >= a->n_slots || nvme_bit(a->writing, place) || !user->tag(user->ctx, a->life.area, place, &tag))
+			continue;
+		nvme_record_encode(&a->life, place, seq, &tag, block + (size_t)i * NVME_RECORD);
+		nvme_bit_set(a->listed, place);
 	}
 }
 
@@ -287,26 +297,34 @@ static uint32_t sector_next(const struct nvme_area *a)
 	return a->n_sectors;
 }
 
+/* It is dirty, and not being written. */
+static bool sector_store(struct nvme *t, struct nvme_area *a, uint32_t sector)
+{
+	struct nvme_meta *m = meta_take(t, NVME_META_RECORDS, a->life.area, sector);
+
+	if (!m)
+		return false;
+	nvme_bit_clear(a->dirty, sector);
+	nvme_bit_set(a->busy, sector);
+	a->n_dirty--;
+	a->n_busy++;
+	sector_fill(t, a, sector, ++t->seq, m->block);
+	meta_write(t, m, sector % t->layout.drives, nvme_sector_offset(&t->layout, a->life.area, sector));
+	return true;
+}
+
 static bool sectors_store(struct nvme *t, uint32_t area)
 {
 	struct nvme_area *a = &t->areas[area];
 
 	while (a->n_dirty > 0) {
 		uint32_t sector = sector_next(a);
-		struct nvme_meta *m;
 
 		if (sector == a->n_sectors)
 			return true; /* all of them are being written, as they were before */
-		m = meta_take(t, NVME_META_RECORDS, area, sector);
-		if (!m)
+		if (!sector_store(t, a, sector))
 			return false;
-		bit_clear(a->dirty, sector);
-		bit_set(a->busy, sector);
-		a->n_dirty--;
-		a->n_busy++;
 		a->next = sector;
-		sector_fill(t, a, sector, ++t->seq, m->block);
-		meta_write(t, m, sector % t->layout.drives, nvme_sector_offset(&t->layout, area, sector));
 	}
 	return true;
 }
@@ -338,4 +356,65 @@ void nvme_store(struct nvme *t)
 		}
 	}
 	t->storing = !room;
+}
+
+/* ---- writes that wait for records ---- */
+
+static bool hold_is_over(const struct nvme *t, const struct tier_io *io)
+{
+	const struct nvme_area *a = &t->areas[io->area];
+
+	return a->header_known && !nvme_bit(a->listed, io->place);
+}
+
+/* The header of its area, or the sector that has its place, is written at once.  False: no block was free. */
+static bool hold_store(struct nvme *t, const struct tier_io *io)
+{
+	struct nvme_area *a = &t->areas[io->area];
+	uint32_t sector = nvme_place_sector(&t->layout, io->place);
+	bool room = a->header_known || header_store(t, io->area);
+
+	if (!nvme_bit(a->listed, io->place) || nvme_bit(a->busy, sector))
+		return room;
+	sector_dirty(t, a, sector);
+	return room && sector_store(t, a, sector);
+}
+
+/* At the end of a turn, so that those that came in it share what is written. */
+static void hold_on_hurry(struct loop_deferred *d)
+{
+	struct nvme *t = container_of(d, struct nvme, hurry);
+	bool room = may_store(t);
+
+	list_for_each_safe(it, next, &t->held) {
+		struct tier_io *io = container_of(it, struct tier_io, link);
+
+		if (hold_is_over(t, io)) {
+			list_del(it);
+			list_add_tail(&t->queues[io->priority][1], it);
+		} else if (room) {
+			room = hold_store(t, io);
+		}
+	}
+	if (!list_empty(&t->held))
+		group_wait(t, t->record_delay_ns); /* what fails is tried again */
+	nvme_dispatch(t);
+}
+
+bool nvme_place_hold(struct nvme *t, struct tier_io *io)
+{
+	struct nvme_area *a = &t->areas[io->area];
+
+	assert(io->write && !nvme_bit(a->writing, io->place));
+	nvme_bit_set(a->writing, io->place);
+	if (hold_is_over(t, io))
+		return false;
+	list_add_tail(&t->held, &io->link);
+	loop_defer(t->loop, &t->hurry, hold_on_hurry);
+	return true;
+}
+
+void nvme_place_written(struct nvme *t, const struct tier_io *io)
+{
+	nvme_bit_clear(t->areas[io->area].writing, io->place);
 }

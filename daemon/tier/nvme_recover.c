@@ -150,6 +150,7 @@ static void take_areas(struct nvme_scan *scan)
 		if (nvme_area_use(t, h) < 0)
 			continue; /* without memory it is lost */
 		t->areas[i].header_seq = h->seq;
+		t->areas[i].header_known = true;
 		if (!user->on_area(user->ctx, &area, &h->shape, &h->owner))
 			nvme_area_drop(&t->lower, i);
 	}
@@ -173,9 +174,11 @@ static void look_at_records(struct nvme_scan *scan, struct scan_read *s)
 			uint32_t place = nvme_sector_place(&t->layout, sector, i);
 			struct tier_tag tag;
 
-			if (place < a->n_slots &&
-			    nvme_record_decode(&a->life, place, block + (size_t)i * NVME_RECORD, &tag) == 0)
-				user->on_slot(user->ctx, s->area, place, &tag);
+			if (place >= a->n_slots ||
+			    nvme_record_decode(&a->life, place, block + (size_t)i * NVME_RECORD, &tag) != 0)
+				continue;
+			nvme_bit_set(a->listed, place);
+			user->on_slot(user->ctx, s->area, place, &tag);
 		}
 	}
 }

@@ -16,9 +16,8 @@
 #define NVME_METAS 16u /* blocks of metadata being written at once; filling one takes microseconds of the loop */
 #define NVME_SCANS 8u  /* reads of recovery at once */
 #define NVME_SCAN_BYTES (UINT64_C(1) << 20)
-#define NVME_GROUP 16u       /* records that make a group, at least */
-#define NVME_GROUP_PART 128u /* of all slots there are, if that is more */
-#define NVME_ERRORS_MAX 10u  /* in a minute, then it goes offline */
+#define NVME_GROUP 16u      /* records that make a group */
+#define NVME_ERRORS_MAX 10u /* in a minute, then it goes offline */
 #define NVME_NOTE_BYTES 320u
 #define NVME_FILES NVME_DRIVES_MAX
 #define NVME_BUFFERS 4096u
@@ -82,9 +81,12 @@ struct nvme_area {
 	struct tier_area_shape shape;
 	uint32_t n_slots, n_sectors, n_dirty, n_busy; /* sectors; n_busy counts headers too */
 	uint32_t in_flight, next; /* copies, waiting ones too; where the search for dirty sectors goes on */
-	uint64_t *dirty, *busy;   /* owns: bits, one a sector; NULL unless USED */
-	struct tier_owner *owner; /* owns; NULL unless USED */
+	uint64_t *dirty, *busy;   /* bits, one a sector; NULL unless USED or DROPPED.  dirty owns them all */
+	uint64_t *listed;         /* one a place: a record on the drive may say that it is in use */
+	uint64_t *writing;        /* one a place: it is, or is about to be, overwritten */
+	struct tier_owner *owner; /* owns; NULL unless USED or DROPPED */
 	uint64_t header_seq;
+	bool header_known; /* a header of this life is on the drive, so that records of others are void */
 	uint32_t header_todo, header_busy; /* bits: drive * NVME_HEADER_COPIES + copy */
 	struct list link;                  /* nvme.unsaved, while something is dirty */
 };
@@ -144,6 +146,8 @@ struct nvme {
 	struct nvme_piece *pieces; /* owns */
 	struct list pieces_free;   /* of pieces */
 	uint32_t n_pieces_free;
+	struct list held; /* borrows: writes that wait until no record speaks of their place */
+	struct loop_deferred hurry;
 	struct list flying; /* nvme_op, oldest first */
 	struct nvme_meter meters[2];
 	uint64_t done_bytes[2], today_bytes, today_since_ns, budget_bytes, errors;
@@ -156,8 +160,7 @@ struct nvme {
 	struct list metas_free;
 	struct list unsaved; /* areas with something dirty */
 	uint32_t n_group, n_metas_busy;
-	uint64_t n_slots; /* of areas in use */
-	bool storing;     /* a group is being written out */
+	bool storing; /* a group is being written out */
 	/* recovery */
 	struct nvme_scan *scan; /* owns */
 	/* host memory */
@@ -180,6 +183,21 @@ static inline struct nvme *nvme_of(struct tier_lower *t)
 static inline struct nvme *nvme_of_timer(struct loop_timer *timer)
 {
 	return container_of(timer, struct nvme_timer, timer)->t;
+}
+
+static inline bool nvme_bit(const uint64_t *bits, uint32_t i)
+{
+	return bits[i / 64] >> (i % 64) & 1;
+}
+
+static inline void nvme_bit_set(uint64_t *bits, uint32_t i)
+{
+	bits[i / 64] |= UINT64_C(1) << (i % 64);
+}
+
+static inline void nvme_bit_clear(uint64_t *bits, uint32_t i)
+{
+	bits[i / 64] &= ~(UINT64_C(1) << (i % 64));
 }
 
 static inline uint64_t nvme_slot_bytes(const struct tier_area_shape *shape)
@@ -218,11 +236,15 @@ bool nvme_drives_alone(struct nvme *t);
 void nvme_stat(struct tier_lower *lower, struct tier_lower_stat *ret_stat);
 
 /* ---- nvme_record.c ---- */
-/* @written: a crash would lose it; otherwise it is a slot set free, whose record can wait: mostly it is written anew at once. */
+/* @written: a crash would lose it; otherwise it is a slot set free, whose record waits for others. */
 void nvme_record_dirty(struct nvme *t, uint32_t area, uint32_t place, bool written);
 void nvme_header_dirty(struct nvme *t, uint32_t area);
 void nvme_super_dirty(struct nvme *t, bool clean);
 bool nvme_super_is_stored(const struct nvme *t);
+/* @io is a write.  Its place is free from now on, whatever its owner says, until nvme_place_written().  true: it is in nvme.held, because a record on
+ * the drive may say what is in the place. */
+bool nvme_place_hold(struct nvme *t, struct tier_io *io);
+void nvme_place_written(struct nvme *t, const struct tier_io *io);
 /* Writes what is dirty, as far as there are blocks for it; goes on by itself. */
 void nvme_store(struct nvme *t);
 bool nvme_is_stored(const struct nvme *t);

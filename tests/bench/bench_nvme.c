@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* P7: the NVMe tier by itself, copying between host memory and a file, against fio on a file of the same size beside it.
  *
- * The owner here does what move/ does and no more: it forgets what a place held before it writes it anew, gives tags when it is asked for them,
- * and begins the next copy when one ends.  Each slot's bytes name their place at both ends, which is looked at whenever one is read.
+ * The owner here does what move/ does and no more: it forgets what places hold, some at a time, before it writes them anew, gives tags when it is
+ * asked for them, and begins the next copy when one ends.  Each slot's bytes name their place at both ends, which is looked at whenever one is read.
  */
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -19,6 +19,7 @@
 #define ROUND_MS 250u
 #define ROUNDS 7u
 #define DEPTH_MAX 16u
+#define AHEAD 32u
 
 struct nvme_bench;
 
@@ -44,6 +45,8 @@ struct nvme_bench {
 	/* the round */
 	bool write, random, recovered, closed;
 	uint64_t end_ns, blocks, blocks_ever, next, state;
+	/* to be written: a ring of places, set free AHEAD at a time when as many are left */
+	uint32_t ahead[2 * AHEAD], n_ahead, at_ahead;
 };
 
 /* ---- what the tier asks and tells ---- */
@@ -113,21 +116,43 @@ static uint64_t *copy_end(const struct copy *c, bool last)
 	return last ? words + c->b->shape.lane_bytes / sizeof(*words) - 1 : words;
 }
 
+static uint32_t place_next(struct nvme_bench *b)
+{
+	uint32_t place;
+
+	do
+		place = (uint32_t)((b->random ? bench_random(&b->state) : b->next++) % b->n_places);
+	while (b->busy[place]);
+	b->busy[place] = 1;
+	return place;
+}
+
+/* As move/store_lower.c does it. */
+static uint32_t place_free(struct nvme_bench *b)
+{
+	bool more = b->n_ahead <= AHEAD;
+
+	while (more && b->n_ahead < 2 * AHEAD) {
+		uint32_t place = place_next(b);
+
+		if (b->present[place])
+			b->t->ops->forget(b->t, b->ids[place / b->area_slots], place % b->area_slots);
+		b->present[place] = 0;
+		b->ahead[(b->at_ahead + b->n_ahead++) % (2 * AHEAD)] = place;
+	}
+	b->n_ahead--;
+	return b->ahead[b->at_ahead++ % (2 * AHEAD)];
+}
+
 static void copy_next(struct copy *c)
 {
 	struct nvme_bench *b = c->b;
 
-	do
-		c->place = (uint32_t)((b->random ? bench_random(&b->state) : b->next++) % b->n_places);
-	while (b->busy[c->place]);
-	b->busy[c->place] = 1;
+	c->place = b->write ? place_free(b) : place_next(b);
 	c->io.write = b->write;
 	c->io.area = b->ids[c->place / b->area_slots];
 	c->io.place = c->place % b->area_slots;
 	if (b->write) {
-		if (b->present[c->place])
-			b->t->ops->forget(b->t, c->io.area, c->io.place);
-		b->present[c->place] = 0;
 		*copy_end(c, false) = *copy_end(c, true) = c->place + UINT64_C(1);
 	} else {
 		*copy_end(c, false) = *copy_end(c, true) = 0;
@@ -193,6 +218,7 @@ static void bench_shape(struct nvme_bench *b, uint64_t block, uint32_t depth)
 	b->n_areas = b->t->ops->areas(b->t);
 	b->area_slots = b->t->ops->area_slots(b->t, &b->shape);
 	b->n_places = b->n_areas * b->area_slots;
+	b->n_ahead = 0;
 	free(b->present);
 	free(b->busy);
 	b->present = calloc(b->n_places, 1);

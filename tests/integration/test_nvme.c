@@ -1,75 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tier/nvme*.c on real files: what is written comes back, after a close and after a death; what is damaged is a miss; what is
- * not ours is left alone; the capacity is one.
+/* tier/nvme*.c on real files: what is written comes back, after a close and after a death; the capacity is one.  Damage is in
+ * test_nvme_damage.c, power cuts are in test_nvme_power.c.
  */
-#include <check.h>
-#include <fcntl.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
 #include "base/clock.h"
 #include "base/rng.h"
-#include "base/thread.h"
-#include "tests/lib/must.h"
-#include "tests/lib/nvme_owner.h"
-#include "tests/lib/tmpdir.h"
+#include "tests/integration/nvme_fixture.h"
 #include "tier/nvme_file.h"
-#include "tier/nvme_format.h"
-
-#define KIB UINT64_C(1024)
-#define MIB (KIB * KIB)
-
-static struct tmpdir dir;
-static struct nvme_owner owner;
-static char paths[NVME_DRIVES_MAX][128];
-static const char *path_list[NVME_DRIVES_MAX];
-static struct nvme_config config;
-
-static void setup(void)
-{
-	thread_set_role(THREAD_LOOP);
-	tmpdir_make(&dir);
-	for (uint32_t i = 0; i < NVME_DRIVES_MAX; i++) {
-		char name[16];
-
-		must(snprintf(name, sizeof(name), "g3.%u", i) > 0);
-		tmpdir_path(&dir, name, paths[i], sizeof(paths[i]));
-		path_list[i] = paths[i];
-	}
-	config = (struct nvme_config){ .paths = path_list,
-		                       .n_paths = 1,
-		                       .size = 18 * MIB,
-		                       .area_size = 4 * MIB,
-		                       .grace_ns = UINT64_MAX,
-		                       .record_delay_ns = 1,
-		                       .boot_id = { 1, 2, 3 } };
-	nvme_owner_init(&owner, 32 * MIB);
-}
-
-static void teardown(void)
-{
-	nvme_owner_deinit(&owner);
-	tmpdir_remove(&dir);
-	thread_set_role(THREAD_NONE);
-}
-
-static void open_ok(void)
-{
-	int r = nvme_owner_open(&owner, &config);
-
-	if (r != 0)
-		fprintf(stderr, "%s\n", owner.why);
-	ck_assert_int_eq(r, 0);
-	ck_assert_uint_eq(owner.n_strangers, 0);
-}
-
-static void fill_all(uint32_t area, uint64_t seed)
-{
-	for (uint32_t p = 0; p < owner.areas[area].n_slots; p++)
-		ck_assert_int_eq(nvme_owner_put(&owner, area, p, seed + p), 0);
-}
 
 START_TEST(every_slot_comes_back)
 {
@@ -158,45 +98,51 @@ START_TEST(several_drives)
 }
 END_TEST
 
-static void put_until(uint32_t area, uint32_t from, uint32_t to)
+static void put_some(uint32_t area, uint32_t from, uint32_t to)
 {
-	for (uint32_t p = from; p < to; p++) {
-		nvme_owner_forget(&owner, area, p);
+	for (uint32_t p = from; p < to; p++)
 		ck_assert_int_eq(nvme_owner_put(&owner, area, p, p), 0);
-	}
 }
 
-/* Records are not written one by one, however long they may wait for each other: with 15 others, or one in 128 of all slots. */
+static uint64_t blocks_since(uint64_t *written)
+{
+	uint64_t now = nvme_owner_stat(&owner).written_bytes, n = (now - *written) / (4 * KIB);
+
+	*written = now;
+	return n;
+}
+
+/* Records are not written one by one, however long they may wait for each other, but with 15 others; a place that was set free ahead of need costs no
+ * write of its own before it is overwritten, one that was not does. */
 START_TEST(records_wait_for_each_other)
 {
-	uint64_t before, blocks, group = 16;
-	uint32_t area = 0;
+	uint64_t written;
+	uint32_t area;
 
 	config.record_delay_ns = 3600 * CLOCK_NS_PER_S;
 	open_ok();
-	for (uint32_t n = 1; n <= 4; n += 3) {
-		uint32_t n_slots = 0;
-
-		for (uint32_t i = 0; i < n; i++) {
-			area = nvme_owner_area(&owner, 4 * KIB, 1);
-			n_slots += owner.areas[area].n_slots;
-		}
-		if (n > 1)
-			group = n_slots / 128;
-		before = nvme_owner_stat(&owner).written_bytes;
-		put_until(area, 0, (uint32_t)group - 1);
-		ck_assert_uint_eq(nvme_owner_stat(&owner).written_bytes, before + (group - 1) * 4 * KIB);
-		put_until(area, (uint32_t)group - 1, (uint32_t)group);
-		nvme_owner_settle(&owner);
-		blocks = group + 2 * n + 1; /* headers, and one sector of records */
-		ck_assert_uint_eq(nvme_owner_stat(&owner).written_bytes, before + blocks * 4 * KIB);
-		if (n == 1)
-			nvme_owner_drop(&owner, area);
-		nvme_owner_close(&owner);
-		open_ok();
-		ck_assert_uint_eq(owner.n_slots_found, n == 1 ? 0 : group);
-	}
-	ck_assert_uint_gt(group, 16);
+	written = nvme_owner_stat(&owner).written_bytes;
+	area = nvme_owner_area(&owner, 4 * KIB, 1);
+	put_some(area, 0, 15);
+	ck_assert_uint_eq(blocks_since(&written), 15 + 2); /* headers */
+	put_some(area, 15, 16);
+	nvme_owner_settle(&owner);
+	ck_assert_uint_eq(blocks_since(&written), 1 + 1);
+	for (uint32_t p = 0; p < 16; p++)
+		nvme_owner_forget(&owner, area, p);
+	put_some(area, 16, 32);
+	nvme_owner_settle(&owner);
+	ck_assert_uint_eq(blocks_since(&written), 16 + 1);
+	put_some(area, 0, 16);
+	nvme_owner_settle(&owner);
+	ck_assert_uint_eq(blocks_since(&written), 16 + 1);
+	nvme_owner_forget(&owner, area, 20);
+	put_some(area, 20, 21);
+	ck_assert_uint_eq(blocks_since(&written), 1 + 1);
+	nvme_owner_close(&owner);
+	open_ok();
+	ck_assert_uint_eq(owner.n_slots_found, 32);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 32);
 	nvme_owner_close(&owner);
 }
 END_TEST
@@ -325,13 +271,14 @@ START_TEST(the_queue_is_bounded_and_who_is_wanted_has_most_of_it)
 	config.depth = 2;
 	open_ok();
 	area = nvme_owner_area(&owner, 4 * KIB, 1);
+	put_some(area, 900, 901); /* or they would wait for its header */
 	for (n = 0; nvme_owner_write(&owner, area, n, n, n) == 0; n++)
 		;
 	ck_assert_uint_eq(n, 2 + 12); /* in the background: three quarters */
 	ck_assert_uint_eq(nvme_owner_stat(&owner).queued, 12);
 	ck_assert_uint_eq(nvme_owner_stat(&owner).in_flight, 2);
 	nvme_owner_wait(&owner);
-	ck_assert_uint_eq(owner.n_ok, n);
+	ck_assert_uint_eq(owner.n_ok, 1 + n);
 	nvme_owner_close(&owner);
 }
 END_TEST
@@ -409,201 +356,6 @@ START_TEST(killed_at_any_moment)
 		nvme_owner_close(&owner);
 	}
 	ck_assert_uint_gt(found, rounds);
-}
-END_TEST
-
-/* ---- damage ---- */
-
-static void patch(const char *path, uint64_t offset, const void *data, size_t size)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-
-	must(fd >= 0 && pwrite(fd, data, size, (off_t)offset) == (ssize_t)size);
-	must(close(fd) == 0);
-}
-
-static void flip(const char *path, uint64_t offset)
-{
-	int fd = open(path, O_RDWR | O_CLOEXEC);
-	uint8_t byte;
-
-	must(fd >= 0 && pread(fd, &byte, 1, (off_t)offset) == 1);
-	byte ^= 0x10;
-	must(pwrite(fd, &byte, 1, (off_t)offset) == 1);
-	must(close(fd) == 0);
-}
-
-/* One area of 63 slots, all of them written, and closed. */
-static void one_area(void)
-{
-	uint32_t area;
-
-	open_ok();
-	area = nvme_owner_area(&owner, 64 * KIB, 1);
-	ck_assert_uint_eq(area, 0);
-	fill_all(area, 77);
-	nvme_owner_close(&owner);
-}
-
-static void open_and_find(uint32_t found, uint32_t right)
-{
-	open_ok();
-	ck_assert_uint_eq(owner.n_slots_found, found);
-	ck_assert_uint_eq(nvme_owner_check_all(&owner), right);
-	nvme_owner_close(&owner);
-}
-
-START_TEST(a_flipped_bit_costs_one_slot_at_most)
-{
-	const uint64_t slots = MIB + 4 * MIB - 63 * 64 * KIB;
-
-	one_area();
-	flip(paths[0], MIB + 100); /* first header: there is a second */
-	open_and_find(63, 63);
-	flip(paths[0], MIB + 8 * KIB + 5 * 128 + 50); /* record */
-	open_and_find(62, 62);
-	flip(paths[0], slots + 9 * 64 * KIB + 1234); /* payload */
-	open_and_find(62, 61);
-	flip(paths[0], 40); /* superblock */
-	open_and_find(62, 61);
-	flip(paths[0], 18 * MIB - 4096 + 20);
-	open_and_find(62, 61);
-	/* Both headers: the area. */
-	flip(paths[0], MIB + 4096 + 100);
-	open_and_find(0, 0);
-}
-END_TEST
-
-START_TEST(swapped_slots_and_records_are_misses)
-{
-	const uint64_t slots = MIB + 4 * MIB - 63 * 64 * KIB, records = MIB + 8 * KIB;
-	static uint8_t a[64 * 1024], b[64 * 1024];
-	int fd;
-
-	one_area();
-	fd = open(paths[0], O_RDWR | O_CLOEXEC);
-	must(fd >= 0);
-	must(pread(fd, a, sizeof(a), (off_t)slots) == sizeof(a) &&
-	     pread(fd, b, sizeof(b), (off_t)(slots + sizeof(a))) == sizeof(b));
-	must(pwrite(fd, b, sizeof(b), (off_t)slots) == sizeof(b) &&
-	     pwrite(fd, a, sizeof(a), (off_t)(slots + sizeof(a))) == sizeof(a));
-	must(close(fd) == 0);
-	open_and_find(63, 61);
-	fd = open(paths[0], O_RDWR | O_CLOEXEC);
-	must(fd >= 0);
-	must(pread(fd, a, 128, (off_t)(records + 128 * 4)) == 128 && pread(fd, b, 128, (off_t)(records + 128 * 7)) == 128);
-	must(pwrite(fd, b, 128, (off_t)(records + 128 * 4)) == 128 && pwrite(fd, a, 128, (off_t)(records + 128 * 7)) == 128);
-	must(close(fd) == 0);
-	open_and_find(61, 59);
-}
-END_TEST
-
-START_TEST(cut_off_anywhere)
-{
-	uint32_t last = 63;
-
-	one_area();
-	/* The tail of the last area's end: 4 areas end at 17 MiB; slots of area 0 from its end back. */
-	for (uint64_t size = 5 * MIB + 8 * KIB; size > 5 * MIB - 24 * KIB; size -= 512) {
-		uint32_t right;
-
-		must(truncate(paths[0], (off_t)size) == 0);
-		open_ok();
-		must_contain(nvme_owner_stat(&owner).note, "shorter");
-		ck_assert_uint_eq(owner.n_slots_found, 63);
-		right = nvme_owner_check_all(&owner);
-		ck_assert_uint_eq(right, size >= 5 * MIB ? 63 : 62);
-		ck_assert_uint_le(right, last);
-		last = right;
-		nvme_owner_close(&owner);
-	}
-	/* Records. */
-	must(truncate(paths[0], MIB + 8 * KIB + 512) == 0);
-	open_and_find(4, 0);
-	/* Headers, superblocks but one, all of it. */
-	for (uint64_t size = MIB + 8 * KIB; size > 2 * KIB;
-	     size = size > 160 * KIB ? size - 124 * KIB : size - 2 * KIB - 512) {
-		must(truncate(paths[0], (off_t)size) == 0);
-		open_ok();
-		ck_assert_uint_eq(nvme_owner_check_all(&owner), 0);
-		nvme_owner_close(&owner);
-	}
-	must(truncate(paths[0], 0) == 0);
-	open_and_find(0, 0);
-}
-END_TEST
-
-/* ---- what is not ours ---- */
-
-static void refused(int outcome)
-{
-	uint8_t *before = malloc(18 * MIB + 1), *after = malloc(18 * MIB + 1);
-	int fd = open(paths[0], O_RDONLY | O_CLOEXEC);
-	ssize_t n;
-
-	must(before && after && fd >= 0);
-	n = pread(fd, before, 18 * MIB + 1, 0);
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), outcome);
-	must(pread(fd, after, 18 * MIB + 1, 0) == n);
-	ck_assert_int_eq(memcmp(before, after, (size_t)n), 0);
-	must_contain(owner.why, paths[0]);
-	must(close(fd) == 0);
-	free(before);
-	free(after);
-}
-
-START_TEST(what_is_not_ours_is_left_alone)
-{
-	uint32_t version = 2;
-	uint8_t zeros[4096] = { 0 };
-
-	tmpdir_write(&dir, "g3.0", "the user's photographs");
-	refused(NVME_E_FOREIGN);
-	config.size = 0;
-	refused(NVME_E_FOREIGN);
-	config.size = 18 * MIB;
-	ck_assert_int_eq(unlink(paths[0]), 0);
-	one_area();
-	for (uint32_t i = 0; i < 5; i++)
-		patch(paths[0], nvme_super_offset(18 * MIB, i) + 8, &version, sizeof(version));
-	refused(NVME_E_VERSION);
-	version = 1;
-	for (uint32_t i = 0; i < 5; i++)
-		patch(paths[0], nvme_super_offset(18 * MIB, i) + 8, &version, sizeof(version));
-	open_and_find(63, 63);
-	for (uint32_t i = 0; i < 5; i++)
-		flip(paths[0], nvme_super_offset(18 * MIB, i) + 70);
-	refused(NVME_E_DAMAGED);
-	for (uint32_t i = 0; i < 5; i++)
-		patch(paths[0], nvme_super_offset(18 * MIB, i), zeros, sizeof(zeros));
-	patch(paths[0], 600000, "something", 9);
-	refused(NVME_E_FOREIGN);
-	ck_assert_int_eq(unlink(paths[0]), 0);
-	config.size = 0;
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
-	must(mkdir(paths[0], 0700) == 0);
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
-	must(rmdir(paths[0]) == 0 && mkfifo(paths[0], 0600) == 0);
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_OPEN);
-	must(unlink(paths[0]) == 0);
-	config.size = MIB;
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_SMALL);
-	ck_assert_int_ne(access(paths[0], F_OK), 0);
-}
-END_TEST
-
-START_TEST(a_second_daemon_is_refused)
-{
-	struct nvme_owner other;
-
-	open_ok();
-	nvme_owner_init(&other, 16 * MIB);
-	ck_assert_int_eq(nvme_owner_open(&other, &config), NVME_E_BUSY);
-	nvme_owner_close(&owner);
-	ck_assert_int_eq(nvme_owner_open(&other, &config), 0);
-	ck_assert_int_eq(nvme_owner_open(&owner, &config), NVME_E_BUSY);
-	nvme_owner_close(&other);
-	nvme_owner_deinit(&other);
 }
 END_TEST
 
@@ -689,70 +441,6 @@ START_TEST(a_block_device)
 }
 END_TEST
 
-/* ---- with the daemon down ---- */
-
-static struct nvme_file_report fsck(bool repair, int outcome)
-{
-	struct nvme_file_ask ask = { .repair = repair };
-	struct nvme_file_report report;
-	char why[NVME_WHY_BYTES] = "";
-
-	ck_assert_int_eq(nvme_file_check(paths[0], &ask, why, &report), outcome);
-	return report;
-}
-
-START_TEST(damage_is_reported_and_mended)
-{
-	struct nvme_file_report r;
-
-	one_area();
-	r = fsck(false, 0);
-	ck_assert(r.super.clean);
-	ck_assert_uint_eq(r.supers_good, 5);
-	ck_assert_uint_eq(r.areas_used, 1);
-	ck_assert_uint_eq(r.headers_good, 2);
-	ck_assert_uint_eq(r.slots, 63);
-	ck_assert_uint_eq(r.records_good, 63);
-	flip(paths[0], 40);
-	flip(paths[0], MIB + 100);
-	flip(paths[0], MIB + 8 * KIB + 5 * 128 + 50);
-	r = fsck(false, 0);
-	ck_assert_uint_eq(r.supers_good, 4);
-	ck_assert_uint_eq(r.supers_damaged, 1);
-	ck_assert_uint_eq(r.headers_damaged, 1);
-	ck_assert_uint_eq(r.records_damaged, 1);
-	ck_assert_uint_eq(r.repaired, 0);
-	r = fsck(true, 0);
-	ck_assert_uint_eq(r.repaired, 3);
-	r = fsck(false, 0);
-	ck_assert_uint_eq(r.supers_good, 5);
-	ck_assert_uint_eq(r.headers_good, 2);
-	ck_assert_uint_eq(r.records_good, 62);
-	ck_assert_uint_eq(r.records_free, 1);
-	open_ok();
-	(void)fsck(false, NVME_E_BUSY);
-	ck_assert_uint_eq(nvme_owner_check_all(&owner), 62);
-	nvme_owner_close(&owner);
-}
-END_TEST
-
-START_TEST(a_file_that_is_wiped_is_new)
-{
-	char why[NVME_WHY_BYTES];
-
-	one_area();
-	ck_assert_int_eq(nvme_file_wipe(paths[0], why), 0);
-	(void)fsck(false, NVME_E_FOREIGN);
-	config.size = 0;
-	open_ok();
-	ck_assert_uint_eq(owner.n_areas_found, 0);
-	nvme_owner_close(&owner);
-	ck_assert_int_eq(unlink(paths[0]), 0);
-	tmpdir_write(&dir, "g3.0", "the user's photographs");
-	ck_assert_int_eq(nvme_file_wipe(paths[0], why), NVME_E_FOREIGN);
-}
-END_TEST
-
 static Suite *suite(void)
 {
 	Suite *s = suite_create("nvme");
@@ -771,27 +459,14 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_daily_budget_of_writes);
 	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
 	tcase_add_test(tc, killed_at_any_moment);
-	tcase_add_test(tc, a_flipped_bit_costs_one_slot_at_most);
-	tcase_add_test(tc, swapped_slots_and_records_are_misses);
-	tcase_add_test(tc, cut_off_anywhere);
-	tcase_add_test(tc, what_is_not_ours_is_left_alone);
-	tcase_add_test(tc, a_second_daemon_is_refused);
 	tcase_add_test(tc, a_full_filesystem_is_an_outcome);
 	tcase_add_test(tc, shapes_it_cannot_take);
 	tcase_add_test(tc, a_block_device);
-	tcase_add_test(tc, damage_is_reported_and_mended);
-	tcase_add_test(tc, a_file_that_is_wiped_is_new);
 	suite_add_tcase(s, tc);
 	return s;
 }
 
 int main(void)
 {
-	SRunner *sr = srunner_create(suite());
-	int failed;
-
-	srunner_run_all(sr, CK_ENV);
-	failed = srunner_ntests_failed(sr);
-	srunner_free(sr);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return nvme_run(suite());
 }

@@ -144,14 +144,16 @@ static void fault_on_step(struct loop_deferred *d)
 		struct uring_op *op = container_of(it, struct uring_op, link);
 		enum fault_kind kind = FAULT_NONE;
 
-		if (f->dead)
-			return; /* @now goes with it */
-		f->n_ops++;
-		f->n_kinds[op->kind]++;
-		if (f->decide)
-			kind = f->decide(f->ctx, op, f->n_ops);
-		if (f->dead)
-			return; /* this is what was decided */
+		if (!f->dead) {
+			f->n_ops++;
+			f->n_kinds[op->kind]++;
+			if (f->decide)
+				kind = f->decide(f->ctx, op, f->n_ops);
+		}
+		if (f->dead) { /* since before, or this is what was decided: they stay as they are, submitted and not answered */
+			list_add_tail(&f->due, &op->link);
+			continue;
+		}
 		f->n_faults += kind != FAULT_NONE;
 		if (kind == FAULT_DELAY)
 			list_add_tail(&f->held, &op->link);
@@ -277,6 +279,25 @@ static void cut_one(struct fault_uring *f, const struct fault_write *w)
 	for (uint32_t at = 0; at + SECTOR <= w->length; at += SECTOR)
 		if (rng_chance(&f->rng, 50))
 			put(w->fd, w->after + at, SECTOR, w->offset + at);
+}
+
+void fault_uring_kill(struct fault_uring *f)
+{
+	struct list *it;
+
+	f->dead = true;
+	list_splice_tail(&f->due, &f->held);
+	while ((it = list_pop(&f->due))) {
+		const struct uring_op *op = container_of(it, struct uring_op, link);
+		uint64_t fate = rng_below(&f->rng, 3);
+
+		if (op->kind != URING_WRITE || fate == 0)
+			continue;
+		if (fate == 1)
+			put(f->fds[op->file], op->base, op->length, op->offset);
+		else
+			write_torn(f, f->fds[op->file], op->base, op->length, op->offset);
+	}
 }
 
 void fault_uring_cut(struct fault_uring *f)

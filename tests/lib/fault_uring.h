@@ -52,6 +52,9 @@ void fault_uring_init(struct fault_uring *f, struct loop *loop, uint64_t seed);
 void fault_uring_release(struct fault_uring *f);
 uint32_t fault_uring_held(const struct fault_uring *f);
 
+/* The process is killed, and the machine lives: what was answered is there, whatever else was submitted is, is not, or is in part. */
+void fault_uring_kill(struct fault_uring *f);
+
 /* The power goes: from now on it is dead, and the descriptors have what is left. */
 void fault_uring_cut(struct fault_uring *f);
 

@@ -439,6 +439,17 @@ void nvme_owner_drop(struct nvme_owner *o, uint32_t area)
 	o->t->ops->area_drop(o->t, area);
 }
 
+bool nvme_owner_is_idle(const struct nvme_owner *o, uint64_t offset, uint64_t length)
+{
+	list_for_each(it, &o->copies) {
+		const struct copy *c = container_of(it, struct copy, link);
+
+		if (c->io.offset < offset + length && offset < c->io.offset + c->io.shape.lane_bytes)
+			return false;
+	}
+	return true;
+}
+
 bool nvme_owner_is_writing(const struct nvme_owner *o, uint32_t area, uint32_t place)
 {
 	list_for_each(it, &o->copies) {

@@ -55,7 +55,6 @@ struct nvme_owner {
 	bool online;
 	uint32_t n_offline, n_online; /* times told */
 	uint32_t in_flight;
-	uint32_t in_flight_ever; /* the test's, to number host memory */
 	uint64_t n_ok, n_io, n_gone;
 };
 
@@ -88,6 +87,8 @@ int nvme_owner_get(struct nvme_owner *o, uint32_t area, uint32_t place);
 void nvme_owner_forget(struct nvme_owner *o, uint32_t area, uint32_t place);
 void nvme_owner_drop(struct nvme_owner *o, uint32_t area);
 
+/* Has no copy in flight these bytes of each lane's memory? */
+bool nvme_owner_is_idle(const struct nvme_owner *o, uint64_t offset, uint64_t length);
 bool nvme_owner_is_writing(const struct nvme_owner *o, uint32_t area, uint32_t place);
 
 /* Turns the loop until nothing is in flight. */

@@ -291,6 +291,32 @@ START_TEST(recovered_slots_and_new_ones_do_not_meet)
 }
 END_TEST
 
+/* So that the tier has time to note that a slot is free, and slots taken one after the other are neighbours. */
+START_TEST(what_was_set_free_first_is_taken_first)
+{
+	static const uint32_t freed[] = { (1 << 4) + 3, (1 << 4) + 4, 7, 2, (1 << 4) + 1 };
+	static const uint32_t taken[] = { (1 << 4) + 3, (1 << 4) + 4, (1 << 4) + 1, 7, 2 };
+
+	open_lower(8);
+	lower_area_add(&lower, 0, AREA_SLOTS);
+	lower_area_add(&lower, 1, AREA_SLOTS);
+	for (uint32_t i = 0; i < 2 * AREA_SLOTS; i++) {
+		uint32_t slot = lower_take(&lower);
+
+		ck_assert_uint_eq(slot, i < AREA_SLOTS ? i : (1 << 4) + i - AREA_SLOTS);
+		ck_assert_int_eq(put(slot, i, i + 1), 0);
+		state_of[slot] = LOWER_PRESENT;
+	}
+	for (size_t i = 0; i < sizeof(freed) / sizeof(freed[0]); i++)
+		lower_forget(&lower, freed[i]);
+	for (size_t i = 0; i < sizeof(taken) / sizeof(taken[0]); i++) {
+		ck_assert_uint_eq(lower_take(&lower), taken[i]);
+		state_of[taken[i]] = LOWER_WRITING;
+	}
+	close_lower();
+}
+END_TEST
+
 START_TEST(too_many_slots_are_refused)
 {
 	struct lower_config c = { .key_bytes = 8, .n_areas = 1u << 20, .area_slots = 1u << 12, .max_slots = 100, .salt = salt };
@@ -325,6 +351,7 @@ int main(void)
 	tcase_add_loop_test(t, whatever_is_done_it_knows_where_everything_is, 0, 12);
 	tcase_add_test(t, the_coldest_goes_first_and_twins_count);
 	tcase_add_test(t, recovered_slots_and_new_ones_do_not_meet);
+	tcase_add_test(t, what_was_set_free_first_is_taken_first);
 	tcase_add_test(t, too_many_slots_are_refused);
 	tcase_add_test_raise_signal(t, forgetting_what_is_read_aborts, SIGABRT);
 	tcase_add_test_raise_signal(t, removing_an_area_in_use_aborts, SIGABRT);

@@ -353,6 +353,34 @@ START_TEST(a_full_tier_drops_its_coldest)
 }
 END_TEST
 
+/* A slot is not overwritten before the tier has noted that it is free: so some are, ahead of need, and more than one at a time. */
+START_TEST(slots_below_are_set_free_ahead)
+{
+	struct holder *h;
+	const struct lower *lower;
+	uint32_t least = UINT32_MAX, falls = 0, last;
+
+	low_new(&l, 4, 2, 512);
+	h = low_attach(&l, "a");
+	put_is_never_late(h, 1, 1100);
+	low_settle(&l);
+	lower = low_ns(h)->lower;
+	last = lower->n_free;
+	for (uint64_t key = 1101; key <= 1200; key++) {
+		put_is_never_late(h, key, 1);
+		low_settle(&l);
+		falls += lower->n_free < last;
+		last = lower->n_free;
+		least = last < least ? last : least;
+		ck_assert_uint_le(last, 8);
+	}
+	ck_assert_uint_eq(least, 4);
+	ck_assert_uint_ge(falls, 75);
+	fix_close(h);
+	low_free(&l);
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -371,6 +399,7 @@ int main(void)
 		what_is_being_written_is_not_dropped,
 		without_the_tier_it_goes_on_as_without_one,
 		a_full_tier_drops_its_coldest,
+		slots_below_are_set_free_ahead,
 	};
 
 	const struct low_loop loops[] = { { a_failing_tier_does_not_fill_memory, 3 } };
