@@ -5,6 +5,7 @@
  *   keys.c       hashes as Python has them, into packed keys
  *   session.c    Session: a connection, what it is asked that is about no namespace
  *   namespace.c  Namespace: the calls on blocks
+ *   pages.c      Namespace.copy_pages: between blocks and an engine's own memory
  *   hold.c       a block that is held or reserved; what is given back, when, and by whom.  Knows no Python
  *   handle.c     Hold: the object that stands for one
  *   view.c       View: DLPack and the buffer protocol over a part of a hold
@@ -140,6 +141,12 @@ PyObject *namespace_type_new(void);
 PyObject *hold_type_new(void);
 PyObject *view_type_new(void);
 PyObject *child_type_new(void);
+
+/* ---- pages.c ---- */
+
+PyObject *ns_copy_pages(PyObject *self, PyObject *args);
+
+/* ---- handle.c ---- */
 
 PyObject *hold_object_new(struct hold *h, bool readonly_map);
 /* A new reference to the hold behind a Hold that was not released; else NULL with an exception. */

@@ -132,7 +132,7 @@ static PyObject *ns_match(PyObject *self, PyObject *args)
 	unsigned flags = 0;
 	int r;
 
-	if (!PyArg_ParseTuple(args, "y#I:match", &keys, &length, &flags) || (n = ns_count(o, length)) < 0)
+	if (!PyArg_ParseTuple(args, "y#|I:match", &keys, &length, &flags) || (n = ns_count(o, length)) < 0)
 		return NULL;
 	spans = spans_new(n);
 	if (!spans || !session_use(s)) {
@@ -339,7 +339,7 @@ static PyObject *ns_hint(PyObject *self, PyObject *args)
 	unsigned ttl_ms = 0, priority = 0;
 	int hint, r;
 
-	if (!PyArg_ParseTuple(args, "iy#II:hint", &hint, &keys, &length, &ttl_ms, &priority) ||
+	if (!PyArg_ParseTuple(args, "iy#|II:hint", &hint, &keys, &length, &ttl_ms, &priority) ||
 	    (n = ns_count(o, length)) < 0 || !session_use(s))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS;
@@ -368,7 +368,7 @@ static PyObject *ns_onboard(PyObject *self, PyObject *args)
 	uint8_t *status;
 	int r;
 
-	if (!PyArg_ParseTuple(args, "y#iI:onboard", &keys, &length, &options.timeout_ms, &tokens_per_s) ||
+	if (!PyArg_ParseTuple(args, "y#|iI:onboard", &keys, &length, &options.timeout_ms, &tokens_per_s) ||
 	    (n = ns_count(o, length)) < 0)
 		return NULL;
 	options.tokens_per_s = tokens_per_s;
@@ -454,6 +454,8 @@ static PyMethodDef ns_methods[] = {
 	{ "match", ns_match, METH_VARARGS, "match(keys, flags) -> list or int\n\nHolds; with PEEK how many there are." },
 	{ "commit", ns_commit, METH_VARARGS, "commit(holds, keys, parent, flags) -> int\n\nHow many are new to the node." },
 	{ "release", ns_release, METH_O, "release(holds)\n\nThose that were released are passed over." },
+	{ "copy_pages", ns_copy_pages, METH_VARARGS,
+	  "copy_pages(holds, blocks, segments, lane, store)\n\nBetween blocks and pages of an engine's own memory, see pages.c." },
 	{ "stat", ns_stat, METH_VARARGS, "stat(keys) -> list of int\n\nBits of tiers." },
 	{ "hint", ns_hint, METH_VARARGS, "hint(hint, keys, ttl_ms, priority) -> int\n\nHow many were known." },
 #ifdef KVBM_HAS_ONBOARD
