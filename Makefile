@@ -113,6 +113,7 @@ CTL_SRC := $(wildcard client/kvbmctl/*.c)
 EXAMPLE_SRC := $(wildcard client/examples/*.c)
 PY_SRC := $(wildcard client/python/*.c)
 PY_FILES := $(wildcard client/python/kvbmd/*.py client/python/kvbmd/*.pyi client/python/kvbmd/py.typed)
+PY_VLLM_FILES := $(wildcard client/python/kvbmd/vllm/*.py)
 TESTLIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/test_*.c)
@@ -345,8 +346,8 @@ $(B)/python/kvbmd/_kvbm.abi3.so: $(call pic,$(PY_SRC) $(CLIENT_SRC) $(PROTO_SRC)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -shared -Wl,--version-script=client/python/_kvbm.map -o $@ $(filter %.o,$^) $(PROTO_LIBS)
 
-$(B)/python/built: $(PY_FILES) $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PY_SRC) $(wildcard client/python/*.h) $(PB_OBJ)
-	$(Q)mkdir -p $(@D)/kvbmd && cp $(PY_FILES) $(@D)/kvbmd/
+$(B)/python/built: $(PY_FILES) $(PY_VLLM_FILES) $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PY_SRC) $(wildcard client/python/*.h) $(PB_OBJ)
+	$(Q)mkdir -p $(@D)/kvbmd/vllm && cp $(PY_FILES) $(@D)/kvbmd/ && cp $(PY_VLLM_FILES) $(@D)/kvbmd/vllm/
 	@if packaging/python-cflags.sh $(PYTHON) >/dev/null; then $(MAKE) --no-print-directory $(B)/python/kvbmd/_kvbm.abi3.so && touch $@; fi
 
 define link_test

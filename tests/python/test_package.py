@@ -53,7 +53,7 @@ class Package(unittest.TestCase):
         (wheel,) = self.wheels
         self.assertIn(f"kvbmd-{kvbmd.__version__}-cp39-abi3-linux", os.path.basename(wheel))
         names = zipfile.ZipFile(wheel).namelist()
-        for name in ("__init__.py", "manager.py", "blocks.py", "embedded.py", "_kvbm.pyi", "py.typed", "_kvbm.abi3.so", "bin/kvbmd"):
+        for name in ("__init__.py", "manager.py", "blocks.py", "embedded.py", "_kvbm.pyi", "py.typed", "_kvbm.abi3.so", "bin/kvbmd", "vllm/__init__.py", "vllm/connector.py"):
             self.assertIn("kvbmd/" + name, names)
 
     def test_the_quick_start_runs_with_what_was_installed(self):
