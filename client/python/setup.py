@@ -3,12 +3,16 @@
 
 Needs a C compiler, libprotobuf-c with its header, and protoc-c.  Nothing of an installed libkvbm is used, so the two cannot be of different
 versions.  Outside a tree (from a source distribution) the sources lie in libkvbm/, with the generated ones, and protoc-c is not needed.
+
+In a tree it also takes kvbmd along, for managers that find none running, with the shared libraries that a machine might not have.
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sysconfig
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -50,6 +54,31 @@ def stage(to):
     return [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".c") and name != "gpu.c"]
 
 
+def protobuf_archive(folder):
+    """libprotobuf-c to be linked into the extension, so that the package needs none installed; None where there is no such archive, or not one for this."""
+    compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    try:
+        path = subprocess.check_output([*compiler, "-print-file-name=libprotobuf-c.a"], text=True).strip()
+        if not os.path.isabs(path):
+            return None
+        # Made for programs, it goes into a library only if its symbols stay inside, which the version script sees to.
+        flags = ["-shared", "-Wl,-z,text", f"-Wl,--version-script={os.path.join(HERE, '_kvbm.map')}", "-o", os.path.join(folder, "protobuf-c.so")]
+        quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.check_call([*compiler, *flags, "-Wl,--whole-archive", path, "-Wl,--no-whole-archive"], **quiet)
+        return path
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def shared_libraries(program):
+    """What a program is linked with, except the system's own: paths."""
+    if not shutil.which("ldd"):
+        return []
+    listed = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
+    found = re.findall(r"(?m)^\s*(\S+) => (/\S+)", listed)
+    return [(name, path) for name, path in found if not re.match(r"(libc|libm|libdl|librt|libpthread|libresolv|lib[alt]san)\.so|ld-linux", name)]
+
+
 class BuildExt(build_ext):
     def build_extension(self, ext):
         staged = os.path.join(self.build_temp, "libkvbm")
@@ -58,19 +87,40 @@ class BuildExt(build_ext):
         with open(os.path.join(staged, "include", "kvbm.h"), encoding="utf-8") as f:
             if re.search(r"\bkvbm_onboard\(", f.read()):
                 ext.define_macros = [*ext.define_macros, ("KVBM_HAS_ONBOARD", "1")]
+        archive = protobuf_archive(staged)
+        if archive:
+            ext.libraries, ext.extra_objects = [], [archive]
         super().build_extension(ext)
 
 
 class BuildPy(build_py):
-    """Takes the daemon along, for managers that find none running: $KVBMD, or the one built in this tree."""
+    """Takes the daemon along: $KVBMD, the one built in this tree, or one built for it now if what that needs is there."""
+
+    def program(self):
+        built = os.environ.get("KVBMD") or os.path.join(os.environ.get("KVBM_BUILD") or os.path.join(TREE, "build"), "kvbmd")
+        if os.access(built, os.X_OK) or not os.path.isfile(os.path.join(TREE, "Makefile")):
+            return built
+        build = os.path.abspath(os.path.join(self.get_finalized_command("build").build_temp, "daemon"))
+        ours = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")}
+        target = os.path.join(build, "kvbmd")
+        try:
+            subprocess.check_call(["make", "-C", TREE, f"-j{os.cpu_count()}", f"BUILD={build}", "SAN=", target], env=ours)
+        except (OSError, subprocess.CalledProcessError) as error:
+            self.warn(f"kvbmd cannot be built here ({error}), so the package has none for managers that find none running: see packaging/packages.debian")
+        return target
 
     def run(self):
         super().run()
-        program = os.environ.get("KVBMD") or os.path.join(os.environ.get("KVBM_BUILD") or os.path.join(TREE, "build"), "kvbmd")
-        if in_tree() and os.access(program, os.X_OK) and not getattr(self, "editable_mode", False):
-            to = os.path.join(self.build_lib, "kvbmd", "bin")
-            os.makedirs(to, exist_ok=True)
-            shutil.copy(program, os.path.join(to, "kvbmd"))
+        if not in_tree() or getattr(self, "editable_mode", False):
+            return
+        program = self.program()
+        if not os.access(program, os.X_OK):
+            return
+        for folder in ("bin", "lib"):
+            os.makedirs(os.path.join(self.build_lib, "kvbmd", folder), exist_ok=True)
+        shutil.copy(program, os.path.join(self.build_lib, "kvbmd", "bin", "kvbmd"))
+        for name, path in shared_libraries(program):
+            shutil.copy(path, os.path.join(self.build_lib, "kvbmd", "lib", name))
 
 
 class Sdist(sdist):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of the C half.  Not for users: the package's own classes say what everything means."""
 
-from typing_extensions import CapsuleType
+from typing_extensions import CapsuleType, final
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 VERSION: str
@@ -61,6 +61,7 @@ class System(KvbmError, OSError): ...
 def pack(hashes: Iterable[Any], key_bytes: int) -> bytes: ...
 def live() -> Tuple[int, int, int]: ...
 
+@final
 class Hold:
     @property
     def state(self) -> str: ...
@@ -111,6 +112,7 @@ class View:
 
     def __buffer__(self, flags: int) -> memoryview: ...
 
+@final
 class Namespace:
     @property
     def fingerprint(self) -> bytes: ...
@@ -130,6 +132,7 @@ class Namespace:
     def onboard(self, keys: bytes, timeout_ms: int = 0, tokens_per_s: int = 0) -> Tuple[List[Hold], bytes]: ...
     def prefetch(self, keys: bytes) -> int: ...
 
+@final
 class Session:
     def __new__(
         cls, socket: Optional[str] = None, name: Optional[str] = None, timeout_ms: int = 0, by_socket: bool = False
@@ -147,6 +150,7 @@ class Session:
     def counters(self) -> Dict[str, int]: ...
     def attach(self, name: str, **description: Union[str, int]) -> Namespace: ...
 
+@final
 class Child:
     def __new__(cls, argv: List[bytes], envp: List[bytes], log_fd: int) -> "Child": ...
     @property

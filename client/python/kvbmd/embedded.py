@@ -20,6 +20,7 @@ from . import _kvbm
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 _SOCKET_MAX = 107
+_NOT_LOADED = 127  # what a dynamic loader that misses a library exits with
 _NOT_ITS = ("KVBMD_", "LISTEN_", "WATCHDOG_", "NOTIFY_SOCKET")
 
 
@@ -52,8 +53,21 @@ def _runtime_path(suffix: str) -> str:
     raise _kvbm.System(errno.ENOENT, "there is no folder for a socket: set TMPDIR")
 
 
-def _has_disk(program: str) -> bool:
-    sample = subprocess.run([program, "--print-sample-config"], stdout=subprocess.PIPE, timeout=START_SECONDS, check=False)
+def _environment(program: str) -> Dict[bytes, bytes]:
+    """Ours, without what is not its own; with this package's libraries where the program does not find this machine's."""
+    environment = {k: v for k, v in os.environb.items() if not k.decode("latin-1").startswith(_NOT_ITS)}
+    libraries = os.path.join(os.path.dirname(os.path.abspath(__file__)), "lib")
+    if os.path.isdir(libraries):
+        quiet = subprocess.DEVNULL
+        tried = subprocess.run([program, "--version"], stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=START_SECONDS, check=False)
+        if tried.returncode == _NOT_LOADED:
+            before = environment.get(b"LD_LIBRARY_PATH")
+            environment[b"LD_LIBRARY_PATH"] = os.fsencode(libraries) + (b":" + before if before else b"")
+    return environment
+
+
+def _has_disk(program: str, environment: Dict[bytes, bytes]) -> bool:
+    sample = subprocess.run([program, "--print-sample-config"], stdout=subprocess.PIPE, env=environment, timeout=START_SECONDS, check=False)
     return b"[g3]" in sample.stdout
 
 
@@ -84,6 +98,7 @@ class Embedded:
                 errno.ENOENT, "nobody listens, and there is no kvbmd to start: set KVBMD to the program, or socket to a running one's"
             )
         self.socket = _runtime_path(".sock")
+        environment = _environment(program)
         paths = [self.socket, self.socket + ".lock"]
         settings: Dict[str, str] = {
             "daemon.socket": self.socket,
@@ -94,20 +109,19 @@ class Embedded:
         if host_bytes is not None:
             settings["g2.size"] = str(host_bytes)
         if disk_bytes is not None:
-            if not _has_disk(program):
+            if not _has_disk(program, environment):
                 raise NotImplementedError(f"{program} has no disk tier: leave disk_num_blocks out")
             disk = os.path.join(tempfile.gettempdir(), os.path.basename(self.socket) + ".g3")
             paths.append(disk)
             settings["g3.path"] = disk
             settings["g3.size"] = str(disk_bytes)
-        self._start(program, settings, tuple(paths))
+        self._start(program, environment, settings, tuple(paths))
 
-    def _start(self, program: str, settings: Dict[str, str], paths: Tuple[str, ...]) -> None:
+    def _start(self, program: str, environment: Dict[bytes, bytes], settings: Dict[str, str], paths: Tuple[str, ...]) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, tempfile.TemporaryFile() as log:
             notify.bind("")  # a name that the kernel chooses, of no file
             notify.setblocking(False)
             name = notify.getsockname()
-            environment = {k: v for k, v in os.environb.items() if not k.decode("latin-1").startswith(_NOT_ITS)}
             environment[b"NOTIFY_SOCKET"] = b"@" + name[1:]
             argv = [program, "--config=/dev/null"] + [f"--{key}={value}" for key, value in settings.items()]
             self.child = _kvbm.Child(
