@@ -7,6 +7,7 @@
  */
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +37,7 @@ int kvbm__answer_take_fd(struct answer *a, unsigned i)
 void kvbm__forget_pending(struct kvbm *k)
 {
 	for (unsigned i = 0; i < k->n_pending; i++)
-		if (k->pending[i].kind == PENDING_NOWAIT)
+		if (k->pending[i].kind == PENDING_NOWAIT && k->pending[i].verb == KVBM__VERB__VERB_COMMIT)
 			k->counters.commits_failed += k->pending[i].n;
 	k->n_pending = 0;
 }
@@ -63,19 +64,31 @@ static int post_once(struct kvbm *k, const struct pending *what, const ProtobufC
 {
 	struct wire_head head = { .verb = what->verb, .id = k->last_id + 1 };
 	size_t size = message ? protobuf_c_message_get_packed_size(message) : 0;
+	int fds[WIRE_MAX_FDS];
 	uint8_t *room;
 	int r;
 
+	if (what->n_fds > WIRE_MAX_FDS)
+		return kvbm__fail(k, KVBM_E_INVAL, "%u descriptors, a request takes %u", what->n_fds, WIRE_MAX_FDS);
 	if (size > WIRE_MAX_PAYLOAD)
 		return kvbm__fail(k, KVBM_E_INVAL, "a request of %zu bytes is larger than a frame", size);
 	if (k->n_pending == CLIENT_MAX_PENDING)
 		return -KVBM_E_BUSY;
-	r = wire_out_reserve(&k->out, (uint32_t)size, 0, &room);
+	r = wire_out_reserve(&k->out, (uint32_t)size, what->n_fds, &room);
 	if (r != 0)
 		return r == WIRE_E_FULL ? -KVBM_E_BUSY : kvbm__fail(k, KVBM_E_NOMEM, "out of memory");
+	for (unsigned i = 0; i < what->n_fds; i++) {
+		fds[i] = fcntl(what->fds[i], F_DUPFD_CLOEXEC, 3);
+		if (fds[i] >= 0)
+			continue;
+		r = kvbm__fail(k, KVBM_E_SYS, "descriptor %d cannot be sent: %s", what->fds[i], strerror(errno));
+		while (i-- > 0)
+			close(fds[i]);
+		return r;
+	}
 	if (message)
 		protobuf_c_message_pack(message, room);
-	wire_out_commit(&k->out, &head, (uint32_t)size, NULL);
+	wire_out_commit(&k->out, &head, (uint32_t)size, fds);
 	k->pending[k->n_pending] = *what;
 	k->pending[k->n_pending++].id = ++k->last_id;
 	return 0;
@@ -109,6 +122,7 @@ static void reply_give_back(struct kvbm *k, const struct pending *p, const Kvbm_
 {
 	Kvbm__AbortRequest abort_request = KVBM__ABORT_REQUEST__INIT;
 	Kvbm__ReleaseRequest release = KVBM__RELEASE_REQUEST__INIT;
+	Kvbm__DisownRequest disown = KVBM__DISOWN_REQUEST__INIT;
 	struct pending ignore = { .kind = PENDING_IGNORE, .verb = KVBM__VERB__VERB_RELEASE };
 	const ProtobufCMessage *message = &release.base;
 	uint32_t *slots = NULL, *generations = NULL;
@@ -116,6 +130,12 @@ static void reply_give_back(struct kvbm *k, const struct pending *p, const Kvbm_
 
 	if (!p->ns || !p->ns->view || reply->code != 0)
 		return;
+	if (reply->adopt) {
+		disown.id = reply->adopt->id;
+		ignore.verb = KVBM__VERB__VERB_DISOWN;
+		(void)post_once(k, &ignore, &disown.base);
+		return;
+	}
 	if (reply->reserve) {
 		slots = reply->reserve->slots;
 		generations = reply->reserve->generations;

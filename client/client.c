@@ -141,6 +141,7 @@ static void close_namespaces(struct kvbm *k, bool forked)
 	for (unsigned i = 0; i < k->n_ns; i++) {
 		struct kvbm_ns *ns = k->ns[i];
 
+		kvbm__adoptions_free(ns, forked);
 		if (!forked) {
 			kvbm__view_free(ns->view);
 			while (ns->retired) {

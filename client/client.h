@@ -7,6 +7,7 @@
  *   view.c     a namespace's objects as mapped from one daemon: index, records, session page, regions
  *   lookup.c   match and release through shared memory
  *   verbs.c    the calls of kvbm.h that are messages
+ *   adopt.c    those on an engine's own device memory
  *
  * Threads: kvbm->lock covers the connection and is held while a message is under way; ns->lock covers a namespace's view, and is
  * all that a match or release through shared memory takes.  Both: kvbm->lock first.
@@ -85,7 +86,8 @@ struct kvbm_ns {
 	struct view *retired; /* owns */
 	int refused;          /* KVBM_E_* of the last attach, when view is NULL and the daemon there; 0 */
 	uint32_t epochs;
-	struct kvbm_counters counters; /* of calls through shared memory; under lock */
+	struct kvbm_adoption *adoptions; /* owns */
+	struct kvbm_counters counters;   /* of calls through shared memory; under lock */
 };
 
 enum pending_kind {
@@ -103,6 +105,8 @@ struct pending {
 	uint16_t verb;
 	struct kvbm_ns *ns; /* borrows; may be NULL */
 	uint32_t lane, n;
+	const int *fds; /* borrows until it is queued: sent along, duplicated */
+	unsigned n_fds;
 };
 
 enum client_state { CLIENT_DOWN = 0, CLIENT_JOINING, CLIENT_UP };
@@ -182,6 +186,22 @@ void kvbm__answer_drop(struct answer *a);
 int kvbm__answer_take_fd(struct answer *a, unsigned i);
 /* Nobody waits for anything any more. */
 void kvbm__forget_pending(struct kvbm *k);
+
+/* ---- verbs.c: how a call that is a message begins and ends ---- */
+
+/* Locks the session for a message.  On failure it is unlocked again. */
+int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_ns);
+/* Drops the answer and unlocks.  Returns @r. */
+int kvbm__verb_end(struct kvbm *k, int r);
+/* Of arguments, before verb_begin. */
+int kvbm__verb_invalid(struct kvbm *k, const char *what);
+int kvbm__verb_bad_reply(struct kvbm *k);
+ProtobufCBinaryData kvbm__verb_keys(const struct kvbm_ns *ns, const void *keys, uint32_t n);
+
+/* ---- adopt.c ---- */
+
+/* @forked: their mappings are not there. */
+void kvbm__adoptions_free(struct kvbm_ns *ns, bool forked);
 
 /* ---- view.c ---- */
 

@@ -14,8 +14,7 @@
 
 /* ---- beginning and ending a call ---- */
 
-/* Locks the session for a message.  On failure it is unlocked again. */
-static int verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_ns)
+int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_ns)
 {
 	int r;
 
@@ -31,14 +30,14 @@ static int verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline
 	return r;
 }
 
-static int verb_end(struct kvbm *k, int r)
+int kvbm__verb_end(struct kvbm *k, int r)
 {
 	kvbm__answer_drop(&k->answer);
 	pthread_mutex_unlock(&k->lock);
 	return r;
 }
 
-static int verb_invalid(struct kvbm *k, const char *what)
+int kvbm__verb_invalid(struct kvbm *k, const char *what)
 {
 	if (kvbm__is_forked(k))
 		return -KVBM_E_FORKED;
@@ -48,12 +47,12 @@ static int verb_invalid(struct kvbm *k, const char *what)
 	return -KVBM_E_INVAL;
 }
 
-static ProtobufCBinaryData verb_keys(const struct kvbm_ns *ns, const void *keys, uint32_t n)
+ProtobufCBinaryData kvbm__verb_keys(const struct kvbm_ns *ns, const void *keys, uint32_t n)
 {
 	return (ProtobufCBinaryData){ .len = keys ? (size_t)n * ns->key_bytes : 0, .data = (uint8_t *)keys };
 }
 
-static int verb_bad_reply(struct kvbm *k)
+int kvbm__verb_bad_reply(struct kvbm *k)
 {
 	return kvbm__down(k, KVBM_E_PROTO, "the daemon's reply does not fit the request");
 }
@@ -146,7 +145,7 @@ static int attach_call(struct kvbm *k, struct kvbm_ns *ns, uint64_t deadline_ns)
 	if (r < 0)
 		return r;
 	if (!k->answer.reply->attach || k->answer.reply->attach->fingerprint.len != 16)
-		return verb_bad_reply(k);
+		return kvbm__verb_bad_reply(k);
 	memcpy(ns->fingerprint, k->answer.reply->attach->fingerprint.data, 16);
 	r = kvbm__attached(ns, &k->answer);
 	if (r < 0)
@@ -165,16 +164,16 @@ int kvbm_attach(struct kvbm *k, const struct kvbm_model *model, struct kvbm_ns *
 	int r;
 
 	if (!model || !model->name || !*model->name)
-		return verb_invalid(k, "a model needs a name");
-	r = verb_begin(k, NULL, &deadline);
+		return kvbm__verb_invalid(k, "a model needs a name");
+	r = kvbm__verb_begin(k, NULL, &deadline);
 	if (r < 0)
 		return r;
 	if (k->n_ns == CLIENT_MAX_NS)
-		return verb_end(k, kvbm__fail(k, KVBM_E_LIMIT, "a session attaches to at most %u namespaces",
-		                              CLIENT_MAX_NS));
+		return kvbm__verb_end(k, kvbm__fail(k, KVBM_E_LIMIT, "a session attaches to at most %u namespaces",
+		                                    CLIENT_MAX_NS));
 	ns = calloc(1, sizeof(*ns));
 	if (!ns)
-		return verb_end(k, kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
+		return kvbm__verb_end(k, kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
 	ns->kvbm = k;
 	pthread_mutex_init(&ns->lock, NULL);
 	r = attach_copy(ns, model)
@@ -184,10 +183,10 @@ int kvbm_attach(struct kvbm *k, const struct kvbm_model *model, struct kvbm_ns *
 		kvbm__view_free(ns->view);
 		pthread_mutex_destroy(&ns->lock);
 		free(ns);
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	}
 	*ret_ns = ns;
-	return verb_end(k, 0);
+	return kvbm__verb_end(k, 0);
 }
 
 /* ---- reserve, commit, abort ---- */
@@ -203,20 +202,20 @@ int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n
 	int r;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && !ret_spans))
-		return verb_invalid(k, "reserve takes up to 16384 blocks and a place for their spans");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "reserve takes up to 16384 blocks and a place for their spans");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
 	m.n = n;
 	m.lane = lane;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r < 0)
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	reply = k->answer.reply->reserve;
 	if (!reply || reply->n_slots != n || reply->n_generations != n)
-		return verb_end(k, verb_bad_reply(k));
+		return kvbm__verb_end(k, kvbm__verb_bad_reply(k));
 	pthread_mutex_lock(&ns->lock);
 	for (uint32_t i = 0; i < n; i++) {
 		if (reply->slots[i] >= ns->view->n_slots) {
@@ -229,7 +228,7 @@ int kvbm_reserve(struct kvbm_ns *ns, uint32_t lane, const void *keys, uint32_t n
 	pthread_mutex_unlock(&ns->lock);
 	if (ret_dropped)
 		*ret_dropped = reply->dropped;
-	return verb_end(k, (int)reply->reserved);
+	return kvbm__verb_end(k, (int)reply->reserved);
 }
 
 /* What was held by message becomes pins of our own, and is let go there.  Spans that name no slot are passed over; one that cannot be pinned (a
@@ -275,10 +274,10 @@ static int commit_reply(struct kvbm_ns *ns, struct kvbm_span *spans, uint32_t n,
 	int fresh = 0;
 
 	if (!reply || reply->n_slots != n || reply->n_generations != n || reply->states.len != n)
-		return verb_bad_reply(k);
+		return kvbm__verb_bad_reply(k);
 	for (uint32_t i = 0; i < n; i++)
 		if (reply->slots[i] >= ns->view->n_slots && reply->slots[i] != SHM_NO_SLOT)
-			return verb_bad_reply(k);
+			return kvbm__verb_bad_reply(k);
 	memset(&k->answer, 0, sizeof(k->answer)); /* verb_own_holds() receives too */
 	verb_unuse(ns, spans, n);
 	for (uint32_t i = 0; i < n; i++) {
@@ -339,11 +338,11 @@ int kvbm_commit(struct kvbm_ns *ns, uint32_t lane, struct kvbm_span *spans, cons
 	int r;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && (!spans || !keys)))
-		return verb_invalid(k, "commit takes up to 16384 blocks, with their spans and keys");
+		return kvbm__verb_invalid(k, "commit takes up to 16384 blocks, with their spans and keys");
 	if ((flags & ~(KVBM_HOLD | KVBM_PARENTS | KVBM_NOWAIT)) || (flags & KVBM_HOLD && flags & KVBM_NOWAIT) ||
 	    (flags & KVBM_PARENTS && !parent && n > 0))
-		return verb_invalid(k, "commit: unknown flags, HOLD with NOWAIT, or PARENTS without parents");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "commit: unknown flags, HOLD with NOWAIT, or PARENTS without parents");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0) {
 		if (r == -KVBM_E_GONE)
 			verb_unuse_retired(ns, spans, n);
@@ -352,21 +351,21 @@ int kvbm_commit(struct kvbm_ns *ns, uint32_t lane, struct kvbm_span *spans, cons
 	r = verb_slots(ns, spans, n);
 	if (r < 0) {
 		verb_unuse_retired(ns, spans, n);
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	}
 	m.ns = ns->view->number;
 	m.lane = lane;
 	m.slots = k->slots;
 	m.generations = k->generations;
 	m.n_slots = m.n_generations = n;
-	m.keys = verb_keys(ns, keys, n);
-	m.parents = verb_keys(ns, parent, flags & KVBM_PARENTS ? n : 1);
+	m.keys = kvbm__verb_keys(ns, keys, n);
+	m.parents = kvbm__verb_keys(ns, parent, flags & KVBM_PARENTS ? n : 1);
 	m.length = ns->lane_bytes;
 	m.hold = flags & KVBM_HOLD;
 	r = commit_send(ns, &m, spans, flags, deadline);
 	if (r == -KVBM_E_GONE)
 		verb_unuse_retired(ns, spans, n);
-	return verb_end(k, r);
+	return kvbm__verb_end(k, r);
 }
 
 int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans, uint32_t n)
@@ -378,8 +377,8 @@ int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans,
 	int r;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && !spans))
-		return verb_invalid(k, "abort takes up to 16384 spans");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "abort takes up to 16384 spans");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0) {
 		if (r == -KVBM_E_GONE)
 			verb_unuse_retired(ns, spans, n);
@@ -388,7 +387,7 @@ int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans,
 	r = verb_slots(ns, spans, n);
 	if (r < 0) {
 		verb_unuse_retired(ns, spans, n);
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	}
 	m.ns = ns->view->number;
 	m.lane = lane;
@@ -400,7 +399,7 @@ int kvbm_abort(struct kvbm_ns *ns, uint32_t lane, const struct kvbm_span *spans,
 		verb_unuse(ns, spans, n);
 	else if (r == -KVBM_E_GONE)
 		verb_unuse_retired(ns, spans, n);
-	return verb_end(k, r < 0 ? r : (int)n);
+	return kvbm__verb_end(k, r < 0 ? r : (int)n);
 }
 
 /* ---- match and release ---- */
@@ -412,21 +411,21 @@ static int match_by_socket(struct kvbm_ns *ns, const void *keys, uint32_t n, uns
 	Kvbm__MatchRequest m = KVBM__MATCH_REQUEST__INIT;
 	const Kvbm__MatchReply *reply;
 	uint64_t deadline;
-	int r = verb_begin(k, ns, &deadline);
+	int r = kvbm__verb_begin(k, ns, &deadline);
 
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	m.scattered = flags & KVBM_SCATTERED;
 	m.hold = !(flags & KVBM_PEEK);
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r < 0)
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	reply = k->answer.reply->match;
 	if (!reply || reply->n_slots != reply->n_generations || reply->n_slots != (m.scattered ? n : reply->hits) ||
 	    reply->n_slots > n)
-		return verb_end(k, verb_bad_reply(k));
+		return kvbm__verb_end(k, kvbm__verb_bad_reply(k));
 	pthread_mutex_lock(&ns->lock);
 	for (size_t i = 0; i < reply->n_slots; i++) {
 		bool here = reply->slots[i] < ns->view->n_slots;
@@ -442,7 +441,7 @@ static int match_by_socket(struct kvbm_ns *ns, const void *keys, uint32_t n, uns
 	ns->counters.hits += reply->hits;
 	ns->counters.misses += n - reply->hits;
 	pthread_mutex_unlock(&ns->lock);
-	return verb_end(k, (int)reply->hits);
+	return kvbm__verb_end(k, (int)reply->hits);
 }
 
 /* The daemon has gone: no hits.  Takes a step towards it, unless another thread is busy with that. */
@@ -475,7 +474,7 @@ int kvbm_match(struct kvbm_ns *ns, const void *keys, uint32_t n, unsigned flags,
 		return -KVBM_E_FORKED;
 	if (n > KVBM_MAX_KEYS || (n > 0 && (!keys || (!ret_spans && !(flags & KVBM_PEEK)))) ||
 	    (flags & ~(KVBM_SCATTERED | KVBM_PEEK)))
-		return verb_invalid(k, "match takes up to 16384 keys, a place for their spans, and known flags");
+		return kvbm__verb_invalid(k, "match takes up to 16384 keys, a place for their spans, and known flags");
 	if (k->flags & KVBM_OPEN_BY_SOCKET)
 		return match_by_socket(ns, keys, n, flags, ret_spans);
 	pthread_mutex_lock(&ns->lock);
@@ -497,7 +496,7 @@ static int release_by_socket(struct kvbm_ns *ns, const struct kvbm_span *spans, 
 	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_RELEASE, .ns = ns };
 	Kvbm__ReleaseRequest m = KVBM__RELEASE_REQUEST__INIT;
 	uint64_t deadline;
-	int r = verb_begin(k, ns, &deadline);
+	int r = kvbm__verb_begin(k, ns, &deadline);
 
 	if (r < 0) {
 		if (r == -KVBM_E_GONE)
@@ -507,7 +506,7 @@ static int release_by_socket(struct kvbm_ns *ns, const struct kvbm_span *spans, 
 	if (verb_slots(ns, spans, n) < 0) {
 		/* Held from a daemon that has gone, which is enough to let go of it here. */
 		verb_unuse_retired(ns, spans, n);
-		return verb_end(k, kvbm__fail(k, KVBM_E_NOTHELD, "held from a daemon that has gone"));
+		return kvbm__verb_end(k, kvbm__fail(k, KVBM_E_NOTHELD, "held from a daemon that has gone"));
 	}
 	m.ns = ns->view->number;
 	m.slots = k->slots;
@@ -518,7 +517,7 @@ static int release_by_socket(struct kvbm_ns *ns, const struct kvbm_span *spans, 
 		verb_unuse(ns, spans, n);
 	else if (r == -KVBM_E_GONE)
 		verb_unuse_retired(ns, spans, n);
-	return verb_end(k, r < 0 ? r : (int)n);
+	return kvbm__verb_end(k, r < 0 ? r : (int)n);
 }
 
 int kvbm_release(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
@@ -529,7 +528,7 @@ int kvbm_release(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n)
 	if (__builtin_expect(kvbm__is_forked(k), 0))
 		return -KVBM_E_FORKED;
 	if (n > KVBM_MAX_KEYS || (n > 0 && !spans))
-		return verb_invalid(k, "release takes up to 16384 spans");
+		return kvbm__verb_invalid(k, "release takes up to 16384 spans");
 	if (k->flags & KVBM_OPEN_BY_SOCKET)
 		return release_by_socket(ns, spans, n);
 	pthread_mutex_lock(&ns->lock);
@@ -566,10 +565,10 @@ static int onboard_reply(struct kvbm_ns *ns, uint32_t n, bool hold, uint8_t *ret
 	uint32_t hits;
 
 	if (!reply || reply->statuses.len != n || reply->n_slots != n || reply->n_generations != n || reply->hits > n)
-		return verb_bad_reply(k);
+		return kvbm__verb_bad_reply(k);
 	for (uint32_t i = 0; i < reply->hits; i++)
 		if (reply->slots[i] >= ns->view->n_slots)
-			return verb_bad_reply(k);
+			return kvbm__verb_bad_reply(k);
 	memset(&k->answer, 0, sizeof(k->answer)); /* verb_own_holds() receives too */
 	if (ret_status && n > 0)
 		memcpy(ret_status, reply->statuses.data, n);
@@ -600,19 +599,19 @@ int kvbm_onboard(struct kvbm_ns *ns, const void *keys, uint32_t n, const struct 
 		options = &none;
 	if (n > KVBM_MAX_KEYS || (n > 0 && !keys) || (options->flags & ~KVBM_HOLD) ||
 	    (options->flags & KVBM_HOLD && n > 0 && !ret_spans))
-		return verb_invalid(k, "onboard takes up to 16384 keys, known flags, and with HOLD a place for spans");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "onboard takes up to 16384 keys, known flags, and with HOLD a place for spans");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	m.hold = options->flags & KVBM_HOLD;
 	m.timeout_ms = (uint32_t)(options->timeout_ms > 0 ? options->timeout_ms : k->timeout_ms);
 	m.tokens_per_s = options->tokens_per_s;
 	/* The daemon answers at its deadline; ours is for a daemon that does not. */
 	deadline += m.timeout_ms * UINT64_C(1000000);
 	r = kvbm__call(k, &what, &m.base, deadline);
-	return verb_end(k, r < 0 ? r : onboard_reply(ns, n, m.hold, ret_status, ret_spans));
+	return kvbm__verb_end(k, r < 0 ? r : onboard_reply(ns, n, m.hold, ret_status, ret_spans));
 }
 
 int kvbm_prefetch(struct kvbm_ns *ns, const void *keys, uint32_t n)
@@ -624,16 +623,16 @@ int kvbm_prefetch(struct kvbm_ns *ns, const void *keys, uint32_t n)
 	int r;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && !keys))
-		return verb_invalid(k, "prefetch takes up to 16384 keys");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "prefetch takes up to 16384 keys");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	r = kvbm__post(k, &what, &m.base, &id);
 	if (r == 0)
 		r = kvbm__exchange(k);
-	return verb_end(k, r < 0 ? r : (int)n);
+	return kvbm__verb_end(k, r < 0 ? r : (int)n);
 }
 
 /* ---- hints, stat, reports ---- */
@@ -647,19 +646,19 @@ int kvbm_hint(struct kvbm_ns *ns, enum kvbm_hint hint, const void *keys, uint32_
 	int r;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && !keys))
-		return verb_invalid(k, "hint takes up to 16384 keys");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "hint takes up to 16384 keys");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
 	m.hint = (uint32_t)hint;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	m.ttl_ms = ttl_ms;
 	m.priority = priority;
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r == 0)
-		r = k->answer.reply->count ? (int)k->answer.reply->count->n : verb_bad_reply(k);
-	return verb_end(k, r);
+		r = k->answer.reply->count ? (int)k->answer.reply->count->n : kvbm__verb_bad_reply(k);
+	return kvbm__verb_end(k, r);
 }
 
 int kvbm_stat(struct kvbm_ns *ns, const void *keys, uint32_t n, uint32_t *ret_tiers)
@@ -672,32 +671,32 @@ int kvbm_stat(struct kvbm_ns *ns, const void *keys, uint32_t n, uint32_t *ret_ti
 	int r, present = 0;
 
 	if (n > KVBM_MAX_KEYS || (n > 0 && (!keys || !ret_tiers)))
-		return verb_invalid(k, "stat takes up to 16384 keys and a place for their tiers");
-	r = verb_begin(k, ns, &deadline);
+		return kvbm__verb_invalid(k, "stat takes up to 16384 keys and a place for their tiers");
+	r = kvbm__verb_begin(k, ns, &deadline);
 	if (r < 0)
 		return r;
 	m.ns = ns->view->number;
-	m.keys = verb_keys(ns, keys, n);
+	m.keys = kvbm__verb_keys(ns, keys, n);
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r < 0)
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	reply = k->answer.reply->stat;
 	if (!reply || reply->tiers.len != n)
-		return verb_end(k, verb_bad_reply(k));
+		return kvbm__verb_end(k, kvbm__verb_bad_reply(k));
 	for (uint32_t i = 0; i < n; i++) {
 		ret_tiers[i] = reply->tiers.data[i];
 		present += ret_tiers[i] != 0;
 	}
-	return verb_end(k, present);
+	return kvbm__verb_end(k, present);
 }
 
 int kvbm_ping(struct kvbm *k)
 {
 	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_PING };
 	uint64_t deadline;
-	int r = verb_begin(k, NULL, &deadline);
+	int r = kvbm__verb_begin(k, NULL, &deadline);
 
-	return r < 0 ? r : verb_end(k, kvbm__call(k, &what, NULL, deadline));
+	return r < 0 ? r : kvbm__verb_end(k, kvbm__call(k, &what, NULL, deadline));
 }
 
 int kvbm_info(struct kvbm *k, const char *topic, const char *name, const void *key, uint32_t key_bytes, char **ret_json)
@@ -710,8 +709,8 @@ int kvbm_info(struct kvbm *k, const char *topic, const char *name, const void *k
 	int r;
 
 	if (!topic || !ret_json || key_bytes > KVBM_KEY_MAX)
-		return verb_invalid(k, "info needs a topic and a place for the report");
-	r = verb_begin(k, NULL, &deadline);
+		return kvbm__verb_invalid(k, "info needs a topic and a place for the report");
+	r = kvbm__verb_begin(k, NULL, &deadline);
 	if (r < 0)
 		return r;
 	m.topic = (char *)topic;
@@ -719,18 +718,18 @@ int kvbm_info(struct kvbm *k, const char *topic, const char *name, const void *k
 	m.key = (ProtobufCBinaryData){ .len = key ? key_bytes : 0, .data = (uint8_t *)key };
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r < 0)
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	reply = k->answer.reply->info;
 	if (!reply)
-		return verb_end(k, verb_bad_reply(k));
+		return kvbm__verb_end(k, kvbm__verb_bad_reply(k));
 	json = malloc(reply->json.len + 1);
 	if (!json)
-		return verb_end(k, kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
+		return kvbm__verb_end(k, kvbm__fail(k, KVBM_E_NOMEM, "out of memory"));
 	if (reply->json.len > 0)
 		memcpy(json, reply->json.data, reply->json.len);
 	json[reply->json.len] = '\0';
 	*ret_json = json;
-	return verb_end(k, 0);
+	return kvbm__verb_end(k, 0);
 }
 
 int kvbm_admin(struct kvbm *k, const char *action, const char *name, const void *keys, uint32_t key_bytes, uint32_t n,
@@ -742,8 +741,8 @@ int kvbm_admin(struct kvbm *k, const char *action, const char *name, const void 
 	int r;
 
 	if (!action || n > KVBM_MAX_KEYS || key_bytes > KVBM_KEY_MAX || (n > 0 && !keys))
-		return verb_invalid(k, "admin needs an action, and up to 16384 keys");
-	r = verb_begin(k, NULL, &deadline);
+		return kvbm__verb_invalid(k, "admin needs an action, and up to 16384 keys");
+	r = kvbm__verb_begin(k, NULL, &deadline);
 	if (r < 0)
 		return r;
 	m.action = (char *)action;
@@ -752,10 +751,10 @@ int kvbm_admin(struct kvbm *k, const char *action, const char *name, const void 
 	m.key_bytes = key_bytes;
 	r = kvbm__call(k, &what, &m.base, deadline);
 	if (r == 0 && !k->answer.reply->count)
-		r = verb_bad_reply(k);
+		r = kvbm__verb_bad_reply(k);
 	if (r < 0)
-		return verb_end(k, r);
+		return kvbm__verb_end(k, r);
 	if (ret_kept)
 		*ret_kept = k->answer.reply->count->kept;
-	return verb_end(k, (int)k->answer.reply->count->n);
+	return kvbm__verb_end(k, (int)k->answer.reply->count->n);
 }

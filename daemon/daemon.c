@@ -73,12 +73,13 @@ struct daemon {
 	struct loop_timer tick;     /* the store's time; runs while there is somebody or something to look after */
 	struct loop_timer patience; /* while clients may still take their replies */
 	struct loop_timer stuck;    /* while a drive may still answer */
+	struct loop_timer stuck_device;
 	struct listener listener;
 
 	struct loop_hook turn;
 	unsigned n_started; /* steps */
 	bool stopping, step_is_stopping;
-	bool impatient, sessions_closed, drive_is_stuck;
+	bool impatient, sessions_closed, drive_is_stuck, device_is_stuck;
 	bool host_is_closed, workers_are_closed, mailbox_is_closed, devices_are_closed, lower_is_closing, lower_is_closed;
 	enum daemon_exit code;
 };
@@ -576,6 +577,31 @@ static void stop_service(struct daemon *d)
 	service_deinit(&d->service);
 }
 
+static void daemon_on_stuck_device(struct loop_timer *t)
+{
+	container_of(t, struct daemon, stuck_device)->device_is_stuck = true;
+}
+
+/* Sessions have ended; what copied for them ends by itself, and gives back what it opened. */
+static void stop_adoptions(struct daemon *d)
+{
+	loop_timer_init(d->loop, &d->stuck_device);
+	loop_timer_start(&d->stuck_device, 2 * d->config.g1_timeout_ns, 0, daemon_on_stuck_device);
+}
+
+static bool adoptions_are_stopped(struct daemon *d)
+{
+	if (!list_empty(&d->service.adoptions)) {
+		if (!d->device_is_stuck)
+			return false;
+		/* It may write to host memory as long as this process lives. */
+		log_error("g1: a GPU does not answer: stopped without waiting for it");
+		_exit(DAEMON_OK);
+	}
+	loop_timer_close(&d->stuck_device, NULL);
+	return true;
+}
+
 static int start_sessions(struct daemon *d)
 {
 	struct sessions_config config = daemon_sessions_config(d);
@@ -622,7 +648,7 @@ static int start_listener(struct daemon *d)
 
 /* start() returns 0, a fault, or a DAEMON_* that it has logged; after the last two there is nothing to stop. */
 static const struct step {
-	int (*start)(struct daemon *d);
+	int (*start)(struct daemon *d);       /* may be NULL */
 	void (*stop)(struct daemon *d);       /* may be NULL */
 	bool (*is_stopped)(struct daemon *d); /* NULL: stop() was all */
 } steps[] = {
@@ -638,6 +664,7 @@ static const struct step {
 	{ start_store, stop_store, NULL },
 	{ start_moving, stop_moving, moving_is_stopped },
 	{ start_service, stop_service, NULL },
+	{ NULL, stop_adoptions, adoptions_are_stopped },
 	{ start_sessions, stop_sessions, sessions_are_stopped },
 	{ start_listener, stop_socket, NULL }, /* the socket first: nobody new */
 };
@@ -704,7 +731,7 @@ static void daemon_start(struct daemon *d)
 	int r = 0;
 
 	while (d->n_started < N_STEPS && r == 0) {
-		r = steps[d->n_started].start(d);
+		r = steps[d->n_started].start ? steps[d->n_started].start(d) : 0;
 		d->n_started += r == 0;
 	}
 	if (r == 0) {

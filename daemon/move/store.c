@@ -330,6 +330,14 @@ int store_attach(struct store *store, const struct store_attach *a, struct holde
 	return store_holder_new(sn, a, ret_holder);
 }
 
+int store_attach_beside(struct holder *h, struct quota_user *user, struct holder **ret_holder)
+{
+	struct store_attach a = { .readonly = !h->writable, .user = user };
+
+	thread_assert(THREAD_LOOP);
+	return store_holder_new(store_ns_of(h), &a, ret_holder);
+}
+
 /* ---- holders ---- */
 
 void holder_objects(const struct holder *h, struct store_objects *ret)
@@ -359,6 +367,21 @@ int holder_region(const struct holder *h, uint32_t serial, const struct tier_reg
 		}
 	}
 	return STORE_E_NOENT;
+}
+
+bool holder_slot(const struct holder *h, uint32_t slot, uint32_t lane, const struct tier_region **ret_region,
+                 uint64_t *ret_offset)
+{
+	const struct store_ns *sn = ((const struct store_holder *)h)->sn;
+	const struct ns *ns = h->ns;
+	uint32_t r;
+
+	if (!ns_slot_valid(ns, slot) || lane >= sn->desc.lanes)
+		return false;
+	r = ns_region_of(ns, slot);
+	*ret_region = &sn->memory[r];
+	*ret_offset = lane * ns->shm->regions[r].lane_area + (slot - (r << ns->geo.shift)) * ns->geo.lane_stride;
+	return true;
 }
 
 bool holder_is_writable(const struct holder *h)

@@ -99,6 +99,10 @@ int store_attach(struct store *store, const struct store_attach *args, struct ho
 /* Does the policy of that name let @uid in? */
 bool store_may_use(const struct store *store, const char *name, uint32_t uid);
 
+/* Another holder in @h's namespace, with its rights, that outlives it: what it has is charged to @user.  Nobody maps its page.  Outcome:
+ * NOSPACE. */
+int store_attach_beside(struct holder *h, struct quota_user *user, struct holder **ret_holder);
+
 /* What the attach and region replies need.  Descriptors are borrowed: dup before sending. */
 struct store_objects {
 	const uint8_t *fingerprint; /* 16 */
@@ -110,6 +114,9 @@ struct store_objects {
 void holder_objects(const struct holder *h, struct store_objects *ret_objects);
 /* Outcome: NOENT (no such region now). */
 int holder_region(const struct holder *h, uint32_t serial, const struct tier_region **ret_region);
+/* Where @lane's slice of @slot is; false: there is no such slot now.  @ret_offset: in the region. */
+bool holder_slot(const struct holder *h, uint32_t slot, uint32_t lane, const struct tier_region **ret_region,
+                 uint64_t *ret_offset);
 bool holder_is_writable(const struct holder *h);
 const char *holder_ns_name(const struct holder *h);
 uint32_t holder_block_tokens(const struct holder *h); /* of one block */

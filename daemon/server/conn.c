@@ -20,6 +20,7 @@
 #include "base/cleanup.h"
 #include "base/metrics.h"
 #include "base/thread.h"
+#include "kvbm.pb-c.h"
 
 enum conn_state { CONN_OPEN, CONN_DRAINING, CONN_ENDED };
 
@@ -150,19 +151,21 @@ static bool conn_flush(struct conn *c)
 /* Serves one frame.  False: the connection ended, or reads no more. */
 static bool conn_serve(struct conn *c, struct wire_frame *frame)
 {
-	bool stray = frame->n_fds > 0 || (frame->head.flags & WIRE_FLAG_REPLY);
+	bool stray = (frame->n_fds > 0 && frame->head.verb != KVBM__VERB__VERB_ADOPT) ||
+	             (frame->head.flags & WIRE_FLAG_REPLY);
 	int r;
 
 	c->greeted = true;
 	c->partial_ns = 0;
-	wire_frame_close(frame);
 	if (stray) {
+		wire_frame_close(frame);
 		metrics_add(METRIC_frames_bad, 1);
-		c->ops->on_bad(c, "a request carries neither descriptors nor the reply flag");
+		c->ops->on_bad(c, "a request but adopt carries no descriptors, and none the reply flag");
 		conn_drain(c, "broke the protocol");
 		return false;
 	}
 	r = c->ops->on_frame(c, frame);
+	wire_frame_close(frame); /* who wants to keep a descriptor has duplicated it */
 	assert(c->state != CONN_ENDED);
 	if (r == 0)
 		return true;

@@ -38,6 +38,10 @@ static const struct verb {
 	[KVBM__VERB__VERB_ADMIN] = { "admin", &kvbm__admin_request__descriptor, handle_admin },
 	[KVBM__VERB__VERB_ONBOARD] = { "onboard", &kvbm__onboard_request__descriptor, handle_onboard },
 	[KVBM__VERB__VERB_PREFETCH] = { "prefetch", &kvbm__prefetch_request__descriptor, handle_prefetch },
+	[KVBM__VERB__VERB_ADOPT] = { "adopt", &kvbm__adopt_request__descriptor, handle_adopt },
+	[KVBM__VERB__VERB_DISOWN] = { "disown", &kvbm__disown_request__descriptor, handle_disown },
+	[KVBM__VERB__VERB_STORE] = { "store", &kvbm__store_request__descriptor, handle_store },
+	[KVBM__VERB__VERB_LOAD] = { "load", &kvbm__load_request__descriptor, handle_load },
 };
 #define N_VERBS (sizeof(verbs) / sizeof(verbs[0]))
 
@@ -45,6 +49,7 @@ int service_init(struct service *service)
 {
 	int r;
 
+	list_init(&service->adoptions);
 	service->scratch = malloc(sizeof(*service->scratch));
 	if (!service->scratch)
 		return error_origin(-ENOMEM);
@@ -118,7 +123,7 @@ int dispatch_reply(struct service *service, struct session *session, const struc
 int dispatch_frame(struct service *service, struct session *session, const struct wire_frame *frame, uint64_t now_ns,
                    struct wire_out *out)
 {
-	struct request q = { .service = service, .session = session, .now_ns = now_ns, .head = &frame->head };
+	struct request q = { .service = service, .session = session, .now_ns = now_ns, .head = &frame->head, .frame = frame };
 	const struct verb *v;
 	struct reply reply;
 	int r;

@@ -52,6 +52,9 @@ struct reply {
 		Kvbm__StatReply stat;
 		Kvbm__InfoReply info;
 		Kvbm__OnboardReply onboard;
+		Kvbm__AdoptReply adopt;
+		Kvbm__StoreReply store;
+		Kvbm__LoadReply load;
 	} body;
 };
 

@@ -28,6 +28,7 @@ struct service {
 	struct store *store;        /* borrows */
 	struct tier *host;          /* borrows */
 	struct devices *devices;    /* borrows; NULL: none, ever */
+	struct list adoptions;      /* owns: struct adoption; those of sessions that have ended too */
 	struct sessions *sessions;  /* borrows; set by sessions_init() */
 	const struct life *life;    /* borrows */
 	const char *socket;         /* borrows; for reports */
@@ -50,6 +51,7 @@ struct request {
 	struct session *session;
 	const void *message; /* borrows: the decoded *Request; NULL for ping */
 	const struct wire_head *head;
+	const struct wire_frame *frame; /* its descriptors are closed after the handler: duplicate them */
 	uint64_t now_ns;
 };
 
@@ -69,6 +71,10 @@ int handle_info(const struct request *q, struct reply *reply);
 int handle_admin(const struct request *q, struct reply *reply);
 int handle_onboard(const struct request *q, struct reply *reply);
 int handle_prefetch(const struct request *q, struct reply *reply);
+int handle_adopt(const struct request *q, struct reply *reply);
+int handle_disown(const struct request *q, struct reply *reply);
+int handle_store(const struct request *q, struct reply *reply);
+int handle_load(const struct request *q, struct reply *reply);
 /* The same of any namespace and for whoever wants to know when it is done.  Reply: count; kept: those that are not in memory then. */
 int onboard_for_admin(const struct request *q, const char *ns_name, const ProtobufCBinaryData *keys, uint32_t n,
                       struct reply *reply);

@@ -17,7 +17,7 @@
 #include "tests/lib/served.h"
 
 #define FIRST KVBM__VERB__VERB_HELLO
-#define END (KVBM__VERB__VERB_PREFETCH + 1)
+#define END (KVBM__VERB__VERB_LOAD + 1)
 
 static struct served served;
 static struct session *session;
