@@ -6,6 +6,7 @@
 #   client/python/*.c, libkvbm's, client/python/kvbmd/* -> python/kvbmd/
 #   tests/{unit/*,integration,gpu}/test_*.c, tests/fuzz/fuzz_*.c, tests/bench/bench_*.c -> one program each
 #   tests/sim/*.c -> one program               tests/lib/*.c -> what the tests share
+#   tests/fakecuda/*.c, daemon/gpu/gather.cu -> fakecuda/libcuda.so.1, with the CUDA toolkit only, as tests/gpu/
 #
 # Nothing here asks pkg-config or the compiler anything while the makefile is read: on a fresh machine `make check` and
 # `make demo` first install what is missing (packaging/deps.sh) and then start make again.
@@ -117,7 +118,9 @@ PY_VLLM_FILES := $(wildcard client/python/kvbmd/vllm/*.py)
 TESTLIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/test_*.c)
-GPU_TEST_SRC := $(wildcard tests/gpu/test_*.c)
+GPU_TEST_SRC := $(if $(TOOLKIT),$(wildcard tests/gpu/test_*.c))
+GPU_TEST_LIB_SRC := $(if $(TOOLKIT),$(filter-out $(GPU_TEST_SRC),$(wildcard tests/gpu/*.c)))
+FAKECUDA_SRC := $(if $(TOOLKIT),$(wildcard tests/fakecuda/*.c))
 SIM_SRC := $(wildcard tests/sim/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ_MAIN := $(wildcard tests/fuzz/main.c)
@@ -145,14 +148,15 @@ SOFILE := libkvbm.so.$(VERSION)
 UNIT_BIN := $(call bin,$(UNIT_SRC))
 INTEGRATION_BIN := $(call bin,$(INTEGRATION_SRC))
 GPU_TEST_BIN := $(call bin,$(GPU_TEST_SRC))
+FAKECUDA := $(if $(FAKECUDA_SRC),$(B)/fakecuda/libcuda.so.1)
 SIM_BIN := $(if $(SIM_SRC),$(B)/tests/sim/sim)
 FUZZ_BIN := $(call bin,$(FUZZ_SRC))
 BENCH_BIN := $(call bin,$(BENCH_SRC))
 EXAMPLE_BIN := $(patsubst client/examples/%.c,$(B)/examples/%,$(EXAMPLE_SRC))
 PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) $(EXAMPLE_BIN)
-TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
+TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(GPU_TEST_LIB_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
 	$(BENCH_LIB_SRC) $(TESTLIB_SRC))
-ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC) $(PY_SRC)) \
+ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC) $(PY_SRC) $(FAKECUDA_SRC)) \
 	$(PB_OBJ) $(TEST_OBJ)
 
 # What the test programs are told; see tests/README.md.
@@ -165,8 +169,8 @@ RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 
 # Targets -------------------------------------------------------------------------------------------------------------
 
-.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu lint lint-sizes format bench fuzz \
-	tests deps install dist help clean fuzz-run FORCE
+.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu \
+	check-gpu-standin lint lint-sizes format bench fuzz tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -182,7 +186,7 @@ demo: ## install what is missing, build, and show several processes sharing one 
 
 check: ## install what is missing, then lint and every test that needs no device
 	@packaging/deps.sh
-	@+tests/run.sh -s '$(MAKE) --no-print-directory' lint check-unit check-sim check-integration check-python
+	@+tests/run.sh -s '$(MAKE) --no-print-directory' lint check-unit check-sim check-integration check-gpu-standin check-python
 
 check-unit: $(UNIT_BIN) ## one file each, no files, no sockets
 	@$(if $(UNIT_BIN),$(RUN) -n unit $(UNIT_BIN),echo 'no unit tests')
@@ -203,8 +207,11 @@ check-python: all python ## the Python package
 check-torch: all python ## the Python package with PyTorch (PYTHON=an interpreter that has torch and numpy)
 	@KVBM_PYTHON='$(PYTHON)' OMP_NUM_THREADS=1 $(PY_ENV) $(RUN) -n torch -t 600 $(TORCH_TESTS)
 
-check-gpu: all $(GPU_TEST_BIN) ## what needs a device; skipped without one
-	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'no gpu tests')
+check-gpu-standin: all $(GPU_TEST_BIN) $(FAKECUDA) ## the gpu suites on the stand-in driver (with the CUDA toolkit)
+	@$(if $(GPU_TEST_BIN),LD_LIBRARY_PATH=$(abspath $(B)/fakecuda) $(RUN) -n gpu -t 300 $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
+
+check-gpu: all $(GPU_TEST_BIN) ## the same suites on a device; skipped without one
+	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
 
 lint: ## layers, sizes, names, format, and the tests of these checks
 	@$(RUN) -n lint $(LINT_TESTS)
@@ -289,6 +296,31 @@ $(B)/pic/%.o: %.c
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) -fPIC -fvisibility=hidden -c -o $@ $<
 
+# The kernel, for the devices we know, and as PTX for later ones; embedded by gpu_cuda_fatbin.c.
+GATHER_CODE := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_100,code=sm_100 \
+	-gencode arch=compute_80,code=compute_80
+
+$(B)/gen/gather.fatbin: daemon/gpu/gather.cu
+	$(call say,NVCC,$<)
+	$(Q)mkdir -p $(@D) && $(TOOLKIT)/bin/nvcc -fatbin -O3 $(GATHER_CODE) -o $@ $<
+
+$(B)/obj/daemon/gpu/gpu_cuda_fatbin.o: $(B)/gen/gather.fatbin
+$(B)/obj/daemon/gpu/gpu_cuda_fatbin.o: private BASE_FLAGS += -DGATHER_FATBIN='"$(abspath $(B)/gen/gather.fatbin)"'
+
+# The stand-in driver: its interface is CUDA's, so everything in it is visible.
+$(B)/pic/tests/fakecuda/%.o: tests/fakecuda/%.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) -fPIC -c -o $@ $<
+
+$(B)/pic/tests/fakecuda/gather.o: daemon/gpu/gather.cu tests/fakecuda/shim.h
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D) && $(CC) -x c++ -std=gnu++14 -fno-exceptions -fno-rtti -fPIC $(SAN_FLAGS) $(CFLAGS) \
+		-include tests/fakecuda/shim.h -c -o $@ $<
+
+$(B)/fakecuda/libcuda.so.1: $(call pic,$(FAKECUDA_SRC)) $(B)/pic/tests/fakecuda/gather.o
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -shared -Wl,-soname,libcuda.so.1 $(if $(SAN),,-Wl$(,)-z$(,)defs) -o $@ $^
+
 # Generated: not ours to warn about.
 $(B)/pic/gen/%.o: $(B)/gen/%.c
 	$(call say,CC,$<)
@@ -364,7 +396,7 @@ $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(TEST_LIBS)
 $(B)/tests/integration/%: $(B)/obj/tests/integration/%.o $(TEST_LIBS)
 	$(call link_test)
 
-$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(TEST_LIBS)
+$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(call obj,$(GPU_TEST_LIB_SRC)) $(TEST_LIBS)
 	$(call link_test)
 
 $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(call obj,$(BENCH_LIB_SRC)) $(TEST_LIBS)

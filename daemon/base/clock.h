@@ -1,6 +1,6 @@
 /* clock.h: the time of this boot, in nanoseconds.
  *
- * Only loop/ and the roots (daemon.c, main.c, client programs) may ask: block/ and move/ take the time as an argument,
+ * Only loop/, gpu/ and the roots (daemon.c, main.c, client programs) may ask: block/ and move/ take the time as an argument,
  * which is what makes the simulator possible.
  */
 #ifndef BASE_CLOCK_H

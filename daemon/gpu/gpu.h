@@ -84,7 +84,7 @@ struct gpu_options {
 	uint64_t batch_piece_bytes; /* mean piece from which on copies are batched; smaller ones: the kernel.  0: 32 KiB */
 
 	/* It came online (first, or again), or was lost, and why.  For each true there is one false, then perhaps another
-	 * true.  Jobs may be started from inside it. */
+	 * true; none after gpu_close().  Jobs may be started from inside it. */
 	void (*on_state)(void *ctx, bool online, const char *why);
 	void *ctx;
 };
@@ -114,10 +114,12 @@ void gpu_close(struct gpu *gpu, void (*closed)(void *arg), void *arg);
 /* ---- for the structs below ---- */
 
 struct gpu_job {
-	struct gpu *gpu; /* NULL: not under way */
-	struct list link;
+	struct gpu *gpu;  /* NULL: not under way */
+	struct list all;  /* loop thread */
+	struct list link; /* where the job is: queue, or a list of the thread */
 	struct mail mail;
 	uint8_t kind;
+	bool posted; /* under the device's mutex */
 	int result;
 };
 
@@ -139,7 +141,8 @@ struct gpu_mem {
 
 	/* gpu's */
 	struct gpu_job job;
-	uint64_t address, life, vmm_handle;
+	struct list mems;
+	uint64_t address, vmm;
 	bool open, imported;
 };
 
@@ -147,8 +150,8 @@ struct gpu_mem {
  * the whole allocation.  The bytes are zero.  Outcomes: GPU_E_LOST, GPU_E_UNSUPPORTED here; also GPU_E_NOMEM in done(). */
 int gpu_mem_alloc(struct gpu *gpu, struct gpu_mem *mem, void (*done)(struct gpu_mem *mem, int r));
 
-/* @mem->bytes of what the handle or descriptor (which is taken, even on an outcome) shows; compared with what is there.
- * Outcomes: the same, and GPU_E_REFUSED in done(). */
+/* @mem->bytes of what the handle or descriptor shows; compared with what is there.  The descriptor is taken if 0 is returned,
+ * and closed before a done() that is not 0.  Outcomes: the same, and GPU_E_REFUSED in done(). */
 int gpu_mem_import(struct gpu *gpu, struct gpu_mem *mem, void (*done)(struct gpu_mem *mem, int r));
 
 /* No copy names it.  To be called once for each start that ended with done(0), whether or not the device was lost since.
@@ -181,8 +184,8 @@ struct gpu_pin {
 	/* gpu's */
 	struct gpu_job job;
 	struct list pins;
-	uint64_t life;
-	bool registered, borrowed;
+	uint64_t device; /* where it sees the range */
+	bool registered, borrowed, unpin;
 };
 
 /* From now on, whenever the device is online, the range is pinned for it: mapped and portable, in this process only.
@@ -246,8 +249,6 @@ struct gpu_copy {
 	/* gpu's */
 	struct gpu_job job;
 	uint64_t due_ns, bytes;
-	void *fence;
-	uint32_t stream;
 	atomic_bool cancelled;
 };
 
