@@ -120,6 +120,9 @@ const struct config_key config_keys[] = {
 	  "unwritten." },
 	{ "g3", "io_timeout", TYPE_TIME, FIXED, AT(g3_io_timeout_ns), "10s", 100 * MS, 600 * SEC, NULL,
 	  "A drive that does not answer within this time is offline until it does." },
+	{ "g3", "scrub", TYPE_PERCENT, LIVE, AT(g3_scrub_percent), "1%", 0, 1000000, NULL,
+	  "Part of what is there that is read and compared with its checksum in an hour, while\n"
+	  "the drives have nothing else to do.  0%: none." },
 	{ "g3", "write_budget", TYPE_SIZE, FIXED, AT(g3_budget_bytes), "0", 0, 1024 * TIB, NULL,
 	  "The most that is written in a day, to spare the drives.  0: no limit." },
 	{ "limits", "leases_per_session", TYPE_COUNT, LIVE, AT(leases_per_session), "65536", 1, UINT32_MAX, NULL,

@@ -100,7 +100,7 @@ struct config {
 	char g3_path[CONFIG_PATHS_SIZE]; /* empty: there is no such tier */
 	uint64_t g3_size_bytes;          /* 0: what is there */
 	unsigned g3_write;               /* enum config_write */
-	uint64_t g3_depth, g3_wait_ns, g3_io_timeout_ns, g3_budget_bytes;
+	uint64_t g3_depth, g3_wait_ns, g3_io_timeout_ns, g3_scrub_percent, g3_budget_bytes;
 	/* [limits] */
 	uint64_t leases_per_session, slots_per_session, slots_per_uid, pins_per_session;
 	uint64_t output_bytes, frame_timeout_ns, namespaces_max, why_entries;

@@ -152,6 +152,7 @@ static struct store_config daemon_store_config(struct daemon *d)
 		.calculator = sums_on(d->workers),
 		.max_transfers = (uint32_t)c->g3_depth * 2, /* half of them in the hands of the workers */
 		.low_percent = (uint32_t)c->g2_low_percent,
+		.scrub_percent = (uint32_t)c->g3_scrub_percent,
 		.write = writes[c->g3_write],
 	};
 }
@@ -208,6 +209,8 @@ static void daemon_on_term(struct loop_signal *s, int signum)
 	daemon_stop(d);
 }
 
+static void daemon_arm_tick(struct daemon *d);
+
 static void daemon_apply(struct daemon *d, const struct config *config)
 {
 	struct sessions_config sessions;
@@ -220,6 +223,7 @@ static void daemon_apply(struct daemon *d, const struct config *config)
 	sessions_configure(&d->sessions, &sessions);
 	store = daemon_store_config(d);
 	store_configure(d->store, &store);
+	daemon_arm_tick(d);
 	d->service.n_admin_uids = config->admin_uids.n;
 	d->service.wait_ns = config->g3_wait_ns;
 }
@@ -262,6 +266,14 @@ static void daemon_arm_tick(struct daemon *d)
 		wait = next <= now ? 0 : next - now < wait ? next - now : wait;
 	if (wait != UINT64_MAX)
 		loop_timer_start(&d->tick, wait < TICK_MIN_NS ? TICK_MIN_NS : wait, 0, daemon_on_tick);
+}
+
+/* It does not run, or was started for something far away while there was nobody. */
+static bool daemon_wants_tick(struct daemon *d)
+{
+	if (!loop_timer_is_running(&d->tick))
+		return d->sessions.n > 0 || d->lower;
+	return d->sessions.n > 0 && d->tick.due_ns > loop_now_ns(d->loop) + TICK_NS;
 }
 
 static void daemon_on_tick(struct loop_timer *t)
@@ -693,7 +705,7 @@ static void daemon_on_turn(struct loop_hook *hook)
 
 	if (d->stopping)
 		daemon_end_steps(d);
-	else if (d->sessions.n > 0 && !loop_timer_is_running(&d->tick))
+	else if (d->n_started == N_STEPS && daemon_wants_tick(d))
 		daemon_arm_tick(d);
 }
 

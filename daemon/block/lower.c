@@ -1,9 +1,10 @@
 /* Copies below host memory.  Owns their records, index and order; does no I/O and knows no tier.
  *
  * Life of a slot
- *   0 FREE   1 WRITING   2 PRESENT   3 STUCK
+ *   0 FREE   1 WRITING   2 PRESENT   3 STUCK   4 RETIRED
  *   0->1 lower_take, lower_take_at   1->2 lower_register   1->0, 1->3 lower_abort   2->0 lower_forget   3->0 lower_unstick
- * Invariant: n_free + n_writing + n_present + n_stuck = n_slots; the index has exactly the PRESENT ones; each of them is in the
+ *   4 in the place of 0 after lower_bad() twice   4->0 lower_area_remove
+ * Invariant: n_free + n_writing + n_present + n_stuck + n_retired = n_slots; the index has exactly the PRESENT ones; each of them is in the
  * order, or in the hands of lower_pick()'s caller.
  */
 #include "block/lower.h"
@@ -135,9 +136,14 @@ void lower_area_remove(struct lower *l, uint32_t area)
 {
 	struct lower_area *a = &l->areas[area];
 
-	assert(a->n_free == a->n_slots);
+	assert(a->n_free + a->n_retired == a->n_slots);
 	l->n_slots -= a->n_slots;
 	l->n_free -= a->n_free;
+	l->n_retired -= a->n_retired;
+	for (uint32_t p = 0; a->bad && p < a->n_slots; p++) {
+		lower_at(l, (area << l->shift) + p)->state = LOWER_FREE;
+		lower_at(l, (area << l->shift) + p)->bad = 0;
+	}
 	*a = (struct lower_area){ 0 };
 }
 
@@ -201,6 +207,12 @@ static void lower_put_back(struct lower *l, uint32_t slot)
 	struct lower_area *a = &l->areas[lower_area_of(l, slot)];
 	struct lower_copy *c = lower_at(l, slot);
 
+	if (c->bad >= LOWER_BAD_MAX) {
+		c->state = LOWER_RETIRED;
+		l->n_retired++;
+		a->n_retired++;
+		return;
+	}
 	c->state = LOWER_FREE;
 	l->n_free++;
 	a->n_free++;
@@ -261,6 +273,15 @@ void lower_abort(struct lower *l, uint32_t slot, bool stuck)
 	}
 }
 
+void lower_bad(struct lower *l, uint32_t slot)
+{
+	struct lower_copy *c = lower_at(l, slot);
+
+	assert(c->state == LOWER_WRITING || c->state == LOWER_PRESENT);
+	c->bad += c->bad < LOWER_BAD_MAX;
+	l->areas[lower_area_of(l, slot)].bad = true;
+}
+
 void lower_unstick(struct lower *l, uint32_t slot)
 {
 	assert(lower_at(l, slot)->state == LOWER_STUCK);
@@ -309,28 +330,30 @@ uint64_t lower_bytes(const struct lower *l)
 
 void lower_check(const struct lower *l)
 {
-	uint32_t count[4] = { 0 }, slots = 0, unused = 0;
+	uint32_t count[5] = { 0 }, slots = 0, unused = 0;
 
 	for (uint32_t a = 0; a < l->n_areas; a++) {
-		uint32_t area_free = 0;
+		uint32_t area_free = 0, area_retired = 0;
 
 		for (uint32_t p = 0; p < l->areas[a].n_slots; p++) {
 			uint32_t slot = (a << l->shift) + p;
 			const struct lower_copy *c = lower_at(l, slot);
 
-			assert(c->state <= LOWER_STUCK);
+			assert(c->state <= LOWER_RETIRED);
 			count[c->state]++;
 			area_free += c->state == LOWER_FREE;
+			area_retired += c->state == LOWER_RETIRED;
 			if (c->state == LOWER_PRESENT)
 				assert(lower_find(l, c->key) == slot && c->generation != 0);
 			else
 				assert(c->busy == 0);
 			unused += c->state == LOWER_PRESENT && c->heat.where == HEAT_NOWHERE;
 		}
-		assert(area_free == l->areas[a].n_free);
+		assert(area_free == l->areas[a].n_free && area_retired == l->areas[a].n_retired);
 		slots += l->areas[a].n_slots;
 	}
 	assert(slots == l->n_slots && count[LOWER_FREE] == l->n_free && count[LOWER_WRITING] == l->n_writing);
-	assert(count[LOWER_PRESENT] == l->n_present && count[LOWER_STUCK] == l->n_stuck);
+	assert(count[LOWER_PRESENT] == l->n_present && count[LOWER_STUCK] == l->n_stuck &&
+	       count[LOWER_RETIRED] == l->n_retired);
 	assert(l->index.used == l->n_present && unused == 0);
 }

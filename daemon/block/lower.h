@@ -21,7 +21,9 @@ enum lower_state {
 	LOWER_WRITING, /* a copy is on its way down; not findable */
 	LOWER_PRESENT, /* findable */
 	LOWER_STUCK,   /* forgotten, but the kernel may still read or write there */
+	LOWER_RETIRED, /* it lost blocks, and gets no more until its area is given back */
 };
+#define LOWER_BAD_MAX 2u /* times that a slot may */
 
 struct lower_copy {
 	uint64_t parent; /* tag of the parent's key, as in struct shm_record */
@@ -31,16 +33,17 @@ struct lower_copy {
 	uint32_t link;       /* FREE: the place set free after it + 1 */
 	uint8_t state;       /* enum lower_state */
 	uint8_t busy;        /* reads in flight */
-	uint8_t spare[2];
+	uint8_t bad;         /* times that it lost a block */
+	uint8_t spare;
 	uint8_t key[]; /* key_bytes */
 };
 _Static_assert(sizeof(struct lower_copy) == 40, "lower_copy");
 
 struct lower_area {
 	uint32_t n_slots; /* 0: not ours */
-	uint32_t fresh, n_free;
+	uint32_t fresh, n_free, n_retired;
 	uint32_t free_first, free_last; /* places below fresh, in the order in which they were set free, + 1; 0: none */
-	bool draining;
+	bool draining, bad;             /* bad: slots of it are, or were once */
 	bool foreign; /* what was in it when it was recovered names parents by tags that are not ours */
 };
 
@@ -58,7 +61,7 @@ struct lower {
 	struct lower_area *areas; /* owns */
 	uint32_t n_areas, shift, max_slots, key_bytes;
 	uint32_t area_next; /* from where lower_take() goes on */
-	uint32_t n_slots, n_free, n_writing, n_present, n_stuck;
+	uint32_t n_slots, n_free, n_writing, n_present, n_stuck, n_retired;
 	struct lower_counts counts;
 	/* Newest touch of the same block's copy in host memory, if there is one. */
 	bool (*twin)(void *ctx, const uint8_t *key, uint32_t *touch);
@@ -92,7 +95,7 @@ static inline uint32_t lower_place_of(const struct lower *l, uint32_t slot)
 	return slot & ((1u << l->shift) - 1);
 }
 
-/* Areas come and go; one that goes has no slot in use. */
+/* Areas come and go; one that goes has no slot in use.  Another one's slots are elsewhere on the drive: what is known to be bad is forgotten. */
 void lower_area_add(struct lower *l, uint32_t area, uint32_t n_slots);
 void lower_area_remove(struct lower *l, uint32_t area);
 
@@ -116,6 +119,8 @@ int lower_register(struct lower *l, uint32_t slot, const struct lower_what *what
 void lower_abort(struct lower *l, uint32_t slot, bool stuck);
 /* PRESENT -> FREE.  Not while it is being read. */
 void lower_forget(struct lower *l, uint32_t slot);
+/* What was written to it, or was in it, is lost: the second time it becomes RETIRED where it would become FREE. */
+void lower_bad(struct lower *l, uint32_t slot);
 /* STUCK -> FREE. */
 void lower_unstick(struct lower *l, uint32_t slot);
 

@@ -207,6 +207,10 @@ void store_configure(struct store *store, const struct store_config *config)
 	store->config.n_policies = config->n_policies;
 	store->config.write_timeout_ns = config->write_timeout_ns;
 	store->config.write = config->write;
+	if (store->config.scrub_percent != config->scrub_percent) {
+		store->config.scrub_percent = config->scrub_percent;
+		scrub_at_once(store);
+	}
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
 		const struct store_policy *policy = store_policy_of(store, sn->desc.name);

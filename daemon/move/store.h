@@ -71,14 +71,15 @@ struct store_config {
 	struct mover_calculator calculator; /* borrows its ctx */
 	uint32_t max_transfers;             /* at a time */
 	uint32_t low_percent;               /* of a namespace's slots: kept free or clean */
-	enum store_write write;             /* where no policy says otherwise */
+	uint32_t scrub_percent; /* of what is below, in an hour: looked at while there is nothing else to do; 0: none */
+	enum store_write write; /* where no policy says otherwise */
 };
 
 int store_new(const struct store_config *config, struct store **ret_store);
 /* All holders must be closed. */
 struct store *store_free(struct store *store);
 
-/* What a re-read configuration may change: policies and write_timeout_ns; the rest of @config is not looked at.  Namespaces that
+/* What a re-read configuration may change: policies, write_timeout_ns and scrub_percent; the rest of @config is not looked at.  Namespaces that
  * exist follow their policy: one that has more than its new maximum gets no more memory until it has less; none grows beyond
  * the maximum it was made with, which its index is cut for. */
 void store_configure(struct store *store, const struct store_config *config);
@@ -235,7 +236,8 @@ struct ns_report {
 	uint32_t leaves_parked, grace;
 	uint64_t stored, dropped, deduplicated, aborted, looked_up, hits, hits_lower, misses;
 	uint64_t pins, holds;
-	uint32_t lower_max_slots, lower_slots, lower_free, lower_used, lower_writing, lower_stuck, twins, transfers, clean;
+	uint32_t lower_max_slots, lower_slots, lower_free, lower_used, lower_writing, lower_stuck, lower_retired, twins,
+		transfers, clean;
 	uint64_t lower_bytes, lower_metadata_bytes, offloaded, onboarded, lost;
 	uint32_t draining; /* slots that store_drain() has still to look at */
 	const char *write;

@@ -54,6 +54,7 @@ struct mover {
 	struct list free, running, unsummed;   /* borrow from pool */
 	uint32_t n_running, n_down, n_summing; /* n_down: of those running */
 	struct summing *summing;               /* owns */
+	struct scrub *scrub;                   /* owns */
 	struct list onboards;                  /* borrows: struct store_onboard, begun and not done */
 	struct list waiters;                   /* borrows: those of them that wait for room or for a transfer */
 	struct list reserves;                  /* borrows: struct store_wait, by number */

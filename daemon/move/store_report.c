@@ -45,6 +45,7 @@ static void report_lower(const struct store_ns *sn, struct ns_report *ret)
 	ret->lower_used = l->n_present;
 	ret->lower_writing = l->n_writing;
 	ret->lower_stuck = l->n_stuck;
+	ret->lower_retired = l->n_retired;
 	ret->lower_bytes = l->n_slots * slot;
 	ret->lower_metadata_bytes = lower_bytes(l);
 	ret->twins = sn->ns.twins;
@@ -191,7 +192,7 @@ int store_why(struct store *store, const char *name, const struct key *key, uint
 void store_metrics(struct store *store)
 {
 	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, resident = 0, bytes = 0, leases = 0, pins = 0;
-	uint64_t lower[4] = { 0 };
+	uint64_t lower[5] = { 0 };
 
 	list_for_each(it, &store->namespaces) {
 		const struct store_ns *sn = store_ns_at(it);
@@ -205,7 +206,8 @@ void store_metrics(struct store *store)
 			lower[0] += sn->ns.lower->n_slots;
 			lower[1] += sn->ns.lower->n_free;
 			lower[2] += sn->ns.lower->n_present + sn->ns.lower->n_writing;
-			lower[3] += sn->ns.lower->n_stuck;
+			lower[3] += sn->ns.lower->n_stuck + sn->ns.lower->n_retired;
+			lower[4] += sn->ns.lower->n_retired;
 			resident += sn->ns.lower->n_present - sn->ns.twins;
 		}
 		bytes += sn->used_bytes;
@@ -225,6 +227,7 @@ void store_metrics(struct store *store)
 	metrics_set(METRIC_g3_slots_free, lower[1]);
 	metrics_set(METRIC_g3_slots_used, lower[2]);
 	metrics_set(METRIC_g3_slots_quarantined, lower[3]);
+	metrics_set(METRIC_g3_slots_retired, lower[4]);
 	metrics_set(METRIC_blocks_resident, resident);
 	metrics_set(METRIC_g2_bytes, bytes);
 	metrics_set(METRIC_leases, leases);

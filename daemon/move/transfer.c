@@ -55,7 +55,7 @@ int mover_init(struct store *store)
 	assert(store->config.max_transfers > 0 && store->config.calculator.sum);
 	m->pool = calloc(store->config.max_transfers, sizeof(*m->pool));
 	m->area_ns = calloc(store->config.lower->ops->areas(store->config.lower), sizeof(struct store_ns *));
-	if (!m->pool || !m->area_ns || summing_init(m) < 0) {
+	if (!m->pool || !m->area_ns || summing_init(m) < 0 || scrub_init(m) < 0) {
 		mover_deinit(store);
 		return -ENOMEM;
 	}
@@ -69,6 +69,7 @@ void mover_deinit(struct store *store)
 	assert(store->mover.n_running == 0);
 	free(store->mover.pool);
 	summing_deinit(&store->mover);
+	scrub_deinit(&store->mover);
 	free(store->mover.area_ns);
 	store->mover.pool = NULL;
 	store->mover.area_ns = NULL;
@@ -151,6 +152,8 @@ static void transfer_end_down(struct transfer *x, int r)
 
 	heat_follow(&ns->lower->heat, ns->heat.clock);
 	if (r != 0) {
+		if (r == TIER_E_IO)
+			lower_bad(ns->lower, x->lower);
 		lower_abort(ns->lower, x->lower, false);
 		metrics_add(METRIC_offloads_failed, 1);
 	} else if (lower_register(ns->lower, x->lower, &what) != 0) {
@@ -243,6 +246,7 @@ static void transfer_end_up(struct transfer *x, int r)
 	}
 	if (r != TIER_E_GONE && c->busy == 0) {
 		ns->lower->counts.lost++;
+		lower_bad(ns->lower, x->lower);
 		lower_drop(sn, x->lower, WHY_TIER_FAILED);
 	}
 	transfer_settle_all(x, STORE_ONBOARD_FAILED, STORE_NO_SLOT);

@@ -58,6 +58,17 @@ void summing_deinit(struct mover *m);
 void summing_committed(struct store_ns *sn, uint32_t slot);
 void summing_run(struct store *store);
 
+/* ---- scrub.c ---- */
+
+int scrub_init(struct mover *m);
+void scrub_deinit(struct mover *m);
+bool scrub_is_running(const struct store *store);
+/* Begins to look at one more block, if it is time to. */
+void scrub_tick(struct store *store, uint64_t now_ns);
+uint64_t scrub_next_ns(const struct store *store);
+/* The rate is another one. */
+void scrub_at_once(struct store *store);
+
 /* ---- offload.c ---- */
 
 /* Writes cold blocks ahead of need, as far as the watermarks ask.  After whatever used up room.  true: some became clean at once, because they need

@@ -122,12 +122,14 @@ void store_tick_waiters(struct store *store, uint64_t now_ns)
 {
 	onboard_tick(store, now_ns);
 	wait_round(store, now_ns);
+	scrub_tick(store, now_ns);
 }
 
 uint64_t store_next_waiter_ns(const struct store *store)
 {
-	uint64_t next = onboard_next_ns(store);
+	uint64_t next = onboard_next_ns(store), scrub = scrub_next_ns(store);
 
+	next = scrub < next ? scrub : next;
 	list_for_each(it, &store->mover.reserves) {
 		const struct store_wait *w = container_of(it, struct store_wait, link);
 
@@ -154,5 +156,5 @@ void store_lower_gone(struct store *store)
 
 bool store_is_moving(const struct store *store)
 {
-	return store->mover.n_running > 0 || store->mover.n_summing > 0;
+	return store->mover.n_running > 0 || store->mover.n_summing > 0 || scrub_is_running(store);
 }

@@ -140,6 +140,9 @@ static json_t *info_lower(const struct service *service)
 	json_object_set_new(tier, "write_latency_seconds", json_real(info_seconds(stat.write_latency_ns)));
 	info_count(tier, "errors", stat.errors);
 	info_count(tier, "checksum_errors", metrics_get(METRIC_checksum_errors));
+	info_count(tier, "retired", metrics_get(METRIC_g3_slots_retired));
+	info_count(tier, "scrubbed", metrics_get(METRIC_blocks_scrubbed));
+	info_count(tier, "scrub_errors", metrics_get(METRIC_scrub_errors));
 	info_paths(tier, service->lower_paths);
 	info_text(tier, "note", stat.note ? stat.note : "");
 	return tier;
@@ -288,6 +291,7 @@ static void info_ns_lower(json_t *ns, const struct ns_report *r)
 	info_count(g3, "used", r->lower_used);
 	info_count(g3, "writing", r->lower_writing);
 	info_count(g3, "stuck", r->lower_stuck);
+	info_count(g3, "retired", r->lower_retired);
 	info_count(g3, "used_bytes", r->lower_bytes);
 	info_count(g3, "hits", r->hits_lower);
 	info_count(g3, "in_both", r->twins);

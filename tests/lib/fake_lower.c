@@ -238,7 +238,7 @@ static int fake_submit(struct tier_lower *t, struct tier_io *io)
 		list_for_each(it, stuck ? &f->stuck : &f->flying) {
 			const struct tier_io *other = container_of(it, struct tier_io, link);
 
-			assert(other->area != io->area || other->place != io->place);
+			assert(other->area != io->area || other->place != io->place || (!other->write && !io->write));
 		}
 	io->pieces = fault;
 	list_add_tail(fault == FAKE_LOWER_STUCK ? &f->stuck : &f->flying, &io->link);

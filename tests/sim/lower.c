@@ -24,6 +24,7 @@ void sim_lower_new(struct sim *w, uint64_t pool)
 	w->config.calculator = fake_sums_calculator(w->sums);
 	w->config.max_transfers = sim_chance(w, 80) ? 4 + sim_below(w, 13) : 1 + sim_below(w, 3);
 	w->config.low_percent = sim_below(w, 30);
+	w->config.scrub_percent = sim_chance(w, 50) ? 0 : sim_below(w, 1000000);
 	w->config.write = (enum store_write)(sim_chance(w, 70) ? STORE_WRITE_ON_EVICT : sim_below(w, 4));
 }
 

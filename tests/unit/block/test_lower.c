@@ -317,6 +317,46 @@ START_TEST(what_was_set_free_first_is_taken_first)
 }
 END_TEST
 
+START_TEST(a_slot_that_loses_blocks_twice_is_retired)
+{
+	uint32_t slot;
+
+	open_lower(8);
+	lower_area_add(&lower, 1, AREA_SLOTS);
+	slot = lower_take(&lower);
+	lower_bad(&lower, slot); /* a write that failed */
+	lower_abort(&lower, slot, false);
+	ck_assert_uint_eq(lower.n_free, AREA_SLOTS);
+	for (uint32_t i = 0; i < AREA_SLOTS; i++) {
+		uint32_t other = lower_take(&lower);
+
+		ck_assert_int_eq(put(other, i, 1), 0);
+		if (other == slot)
+			lower_bad(&lower, slot); /* what was in it is wrong */
+		lower_forget(&lower, other);
+	}
+	ck_assert_uint_eq(lower_at(&lower, slot)->state, LOWER_RETIRED);
+	ck_assert_uint_eq(lower.n_retired, 1);
+	lower_check(&lower);
+	while (lower.n_free > 0) {
+		uint32_t other = lower_take(&lower);
+
+		ck_assert_uint_ne(other, slot);
+		state_of[other] = LOWER_WRITING;
+	}
+	for (uint32_t s = 1 << 4; s < (1 << 4) + AREA_SLOTS; s++)
+		if (state_of[s] == LOWER_WRITING)
+			lower_abort(&lower, s, false);
+	memset(state_of, 0, sizeof(state_of));
+	/* Another area there may have its slots elsewhere. */
+	lower_area_remove(&lower, 1);
+	lower_area_add(&lower, 1, AREA_SLOTS);
+	lower_check(&lower);
+	ck_assert_uint_eq(lower.n_free, AREA_SLOTS);
+	close_lower();
+}
+END_TEST
+
 START_TEST(too_many_slots_are_refused)
 {
 	struct lower_config c = { .key_bytes = 8, .n_areas = 1u << 20, .area_slots = 1u << 12, .max_slots = 100, .salt = salt };
@@ -352,6 +392,7 @@ int main(void)
 	tcase_add_test(t, the_coldest_goes_first_and_twins_count);
 	tcase_add_test(t, recovered_slots_and_new_ones_do_not_meet);
 	tcase_add_test(t, what_was_set_free_first_is_taken_first);
+	tcase_add_test(t, a_slot_that_loses_blocks_twice_is_retired);
 	tcase_add_test(t, too_many_slots_are_refused);
 	tcase_add_test_raise_signal(t, forgetting_what_is_read_aborts, SIGABRT);
 	tcase_add_test_raise_signal(t, removing_an_area_in_use_aborts, SIGABRT);

@@ -104,6 +104,7 @@ static const struct row {
 	{ "g3", "depth", "64", NULL, "deep", "1025" },
 	{ "g3", "wait", "0.2s", "200ms", "long", "61s" },
 	{ "g3", "io_timeout", "1m", NULL, "10", "1ms" },
+	{ "g3", "scrub", "400%", NULL, "often", "1000001%" },
 	{ "g3", "write_budget", "1.5T", "1536G", "1 T", "1025T" },
 	{ "limits", "leases_per_session", "1", NULL, "1.5", "4294967296" },
 	{ "limits", "pins_per_session", "4294967295", NULL, "", "0" },
@@ -303,8 +304,8 @@ END_TEST
 /* Of a tier that is not there, of files that cannot be its, of more of it than there is. */
 START_TEST(contradictions_of_g3)
 {
-	static const char *const lines[] = { "size = 1G", "write = never",   "depth = 8",
-		                             "wait = 2s", "io_timeout = 1s", "write_budget = 1T" };
+	static const char *const lines[] = { "size = 1G",       "write = never",     "depth = 8", "wait = 2s",
+		                             "io_timeout = 1s", "write_budget = 1T", "scrub = 2" };
 	char text[256], wanted[128];
 
 	for (size_t i = 0; i < sizeof(lines) / sizeof(*lines); i++) {
@@ -493,12 +494,13 @@ START_TEST(reload)
 	/* What g3 is stays, what is done with it does not. */
 	accepts("[g3]\npath = /a\nsize = 1G\n[namespace a]\n");
 	old = c;
-	accepts("[g3]\npath = /b\nsize = 2G\nwrite = through\nwait = 3s\ndepth = 5\nwrite_budget = 1T\n"
+	accepts("[g3]\npath = /b\nsize = 2G\nwrite = through\nwait = 3s\ndepth = 5\nwrite_budget = 1T\nscrub = 7\n"
 	        "io_timeout = 1s\n[g2]\nlow_watermark = 7\n[namespace a]\ng3_max = 50%\ng3_share = 1M\ng3_write = if-hit\n");
 	ck_assert_int_eq(config_reload(&old, &c, &merged, kept, sizeof(kept), &e), 0);
 	ck_assert_str_eq(kept, "g2.low_watermark, g3.path, g3.size, g3.depth, g3.io_timeout, g3.write_budget");
 	ck_assert_uint_eq(merged.g3_write, CONFIG_WRITE_THROUGH);
 	ck_assert_uint_eq(merged.g3_wait_ns, UINT64_C(3000000000));
+	ck_assert_uint_eq(merged.g3_scrub_percent, 7);
 	ck_assert_uint_eq(merged.namespaces[0].g3_write, CONFIG_WRITE_IF_HIT);
 	ck_assert_uint_eq(merged.namespaces[0].g3_max.value, 50);
 	ck_assert_uint_eq(merged.namespaces[0].g3_share.value, 1 << 20);

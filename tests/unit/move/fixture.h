@@ -46,6 +46,7 @@ static inline void fix_new_with(struct fix *f, uint64_t mib, const struct store_
 		config.max_transfers = with->max_transfers;
 		config.low_percent = with->low_percent;
 		config.write = with->write;
+		config.scrub_percent = with->scrub_percent;
 	}
 	snprintf(f->policies[0].name, sizeof(f->policies[0].name), "a");
 	snprintf(f->policies[1].name, sizeof(f->policies[1].name), "b");
