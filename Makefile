@@ -202,7 +202,7 @@ check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and 
 
 check-python: all python ## the Python package
 	@tests/python/numpy.sh $(PYTHON) $(B)
-	@$(if $(PYTHON_TESTS),$(PY_ENV) $(RUN) -n python $(PYTHON_TESTS),echo 'no python tests')
+	@$(if $(PYTHON_TESTS),$(PY_ENV) $(RUN) -n python -t 600 $(PYTHON_TESTS),echo 'no python tests')
 
 check-torch: all python ## the Python package with PyTorch (PYTHON=an interpreter that has torch and numpy)
 	@KVBM_PYTHON='$(PYTHON)' OMP_NUM_THREADS=1 $(PY_ENV) $(RUN) -n torch -t 600 $(TORCH_TESTS)

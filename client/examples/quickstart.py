@@ -8,13 +8,13 @@ hashes = [0x1000, 0x2000, 0x3000, 0x4000]  # your engine's own: bytes, int or he
 
 found = bm.match(hashes)  # the longest prefix that is here, held until it is released or garbage
 for block, want in zip(found, hashes):
-    kv = np.from_dlpack(block)  # no copy: (layers, K and V, tokens, elements), read-only
+    kv = np.asarray(block)  # no copy: (layers, K and V, tokens, elements), read-only
     assert kv.shape == (2, 2, 16, 128) and (kv == np.float16(want)).all()
 
 missing = hashes[len(found) :]
 blocks = bm.allocate_blocks(len(missing))  # a slot for each block that has to be computed
 for block, value in zip(blocks, missing):
-    np.from_dlpack(block)[:] = value  # your KV data; torch.from_dlpack(block) and torch.from_dlpack(block[0]) do as well
+    np.asarray(block)[:] = value  # your KV data; torch.from_dlpack(block), or of one layer, block[0], sees the same bytes
 blocks.commit(missing, parent=hashes[len(found) - 1] if found else None)  # now every process finds them
 
 print(f"{len(found)} found, {len(blocks)} stored")

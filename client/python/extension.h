@@ -48,6 +48,7 @@ void PyBuffer_Release(Py_buffer *view);
 #define PyBUF_FORMAT 0x0004
 #define PyBUF_ND 0x0008
 #define PyBUF_STRIDES (0x0010 | PyBUF_ND)
+#define PyBUF_F_CONTIGUOUS (0x0040 | PyBUF_STRIDES)
 
 /* ---- hold.c ---- */
 

@@ -2,7 +2,7 @@
 /* View: DLPack and the buffer protocol over a dense part of one lane's slice of a block.  kvbmd.Block and kvbmd.Layer are made of it.
  *
  * Owns a reference to a Hold, which alone keeps nothing alive that was released.  What is exported (a capsule, a tensor, a buffer) has a reference to the
- * struct hold of its own, dropped exactly once: by the deleter, or with the buffer.
+ * struct hold of its own, dropped exactly once: by the deleter, or with the buffer.  It keeps its block, and not the blocks that were found with it.
  *
  * Bytes are copied only if copy=True asks for it.
  */
@@ -41,6 +41,8 @@ struct view_object {
 	int64_t shape[VIEW_MAX_DIMS], strides[VIEW_MAX_DIMS]; /* in elements */
 	Py_ssize_t buffer_shape[VIEW_MAX_DIMS], buffer_strides[VIEW_MAX_DIMS];
 };
+
+static PyTypeObject *view_type; /* owns */
 
 static struct view_object *view_of(PyObject *self)
 {
@@ -120,6 +122,19 @@ static PyObject *view_make(PyTypeObject *type, PyObject *args, PyObject *keyword
 	return (PyObject *)v;
 }
 
+/* The same bytes, and nothing of a subclass.  (A Block has a reference to all that it was found with.) */
+static struct view_object *view_bare(const struct view_object *v)
+{
+	allocfunc alloc = (allocfunc)PyType_GetSlot(view_type, Py_tp_alloc);
+	struct view_object *bare = (struct view_object *)alloc(view_type, 0);
+
+	if (!bare)
+		return NULL;
+	memcpy((char *)bare + sizeof(PyObject), (const char *)v + sizeof(PyObject), sizeof(*v) - sizeof(PyObject));
+	Py_INCREF(bare->hold);
+	return bare;
+}
+
 static void view_dealloc(PyObject *self)
 {
 	Py_XDECREF(view_of(self)->hold);
@@ -164,14 +179,28 @@ static void view_close(struct hold *h)
 
 /* ---- the buffer protocol ---- */
 
+/* We have C's order; it is Fortran's too where one dimension counts. */
+static bool view_is_fortran(const struct view_object *v)
+{
+	int longer = 0;
+
+	for (int i = 0; i < v->ndim; i++)
+		longer += v->shape[i] > 1;
+	return longer <= 1;
+}
+
 static int view_getbuffer(PyObject *self, Py_buffer *b, int flags)
 {
-	struct view_object *v = view_of(self);
+	struct view_object *v = view_of(self), *bare;
 	struct hold *h;
 	bool readonly;
 	char *data;
 
 	b->obj = NULL;
+	if ((flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS && !view_is_fortran(v)) {
+		PyErr_SetString(PyExc_BufferError, "the block is contiguous in C's order, not in Fortran's");
+		return -1;
+	}
 	h = view_open(v, &data, &readonly);
 	if (!h)
 		return -1;
@@ -180,16 +209,20 @@ static int view_getbuffer(PyObject *self, Py_buffer *b, int flags)
 		PyErr_SetString(PyExc_BufferError, "the block is read-only: it was committed, or found by match()");
 		return -1;
 	}
-	Py_INCREF(self);
-	b->obj = self;
+	bare = view_bare(v);
+	if (!bare) {
+		view_close(h);
+		return -1;
+	}
+	b->obj = (PyObject *)bare;
 	b->buf = data;
 	b->len = (Py_ssize_t)v->bytes;
 	b->itemsize = view_itemsize(v);
 	b->readonly = readonly;
 	b->ndim = v->ndim;
 	b->format = flags & PyBUF_FORMAT ? (char *)v->dtype->format : NULL;
-	b->shape = flags & PyBUF_ND ? v->buffer_shape : NULL;
-	b->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? v->buffer_strides : NULL;
+	b->shape = flags & PyBUF_ND ? bare->buffer_shape : NULL;
+	b->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? bare->buffer_strides : NULL;
 	b->suboffsets = NULL;
 	b->internal = h;
 	return 0;
@@ -465,12 +498,12 @@ static PyGetSetDef view_getset[] = {
 
 static PyMethodDef view_methods[] = {
 	{ "__dlpack__", (PyCFunction)(void (*)(void))view_dlpack, METH_VARARGS | METH_KEYWORDS,
-	  "__dlpack__(stream=None, max_version=None, dl_device=None, copy=None)\n\n"
+	  "__dlpack__($self, /, stream=None, max_version=None, dl_device=None, copy=None)\n--\n\n"
 	  "A capsule for from_dlpack() of another library, on the same bytes.  Each call makes one, for one consumer; the block stays "
 	  "held until the tensor made of it is gone.  With max_version >= (1, 0) a versioned capsule, whose read-only flag is set unless the "
 	  "block is reserved for writing; else a legacy one.\n\nBufferError: another device or a stream was asked for, or a legacy "
 	  "capsule of a read-only block.  NotHeld: the block was released.  Stale, Gone, Forked: its bytes cannot be reached any more." },
-	{ "__dlpack_device__", view_dlpack_device, METH_NOARGS, "__dlpack_device__() -> (1, 0)\n\nHost memory." },
+	{ "__dlpack_device__", view_dlpack_device, METH_NOARGS, "__dlpack_device__($self, /)\n--\n\n(1, 0): host memory." },
 	{ NULL, NULL, 0, NULL },
 };
 
@@ -493,5 +526,7 @@ PyObject *view_type_new(void)
 		.slots = slots,
 	};
 
-	return PyType_FromSpec(&spec);
+	view_type = (PyTypeObject *)PyType_FromSpec(&spec);
+	Py_XINCREF(view_type);
+	return (PyObject *)view_type;
 }

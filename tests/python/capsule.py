@@ -1,4 +1,4 @@
-"""A DLPack consumer in ctypes: what torch and numpy do with a capsule, one step at a time, so that tests see each."""
+"""Consumers in ctypes, of DLPack and of the buffer protocol: what torch and numpy do, one step at a time, so that tests see each."""
 
 import ctypes
 
@@ -68,3 +68,39 @@ class Consumer:
     def delete(self):
         """Calls the deleter; ctypes lets go of the GIL for it, as a C++ thread would not have had it."""
         self.managed.deleter(self.address)
+
+
+class Buffer(ctypes.Structure):
+    """A buffer, as C asks for one with flags; released at the end of a with statement."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.py_object),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("strides", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("suboffsets", ctypes.POINTER(ctypes.c_ssize_t)),
+        ("internal", ctypes.c_void_p),
+    ]
+
+    def __init__(self, exporter, flags):
+        super().__init__()
+        self.exporter, self.flags = exporter, flags
+
+    def __enter__(self):
+        get_buffer(self.exporter, ctypes.byref(self), self.flags)
+        return self
+
+    def __exit__(self, *exc):
+        release_buffer(ctypes.byref(self))
+
+
+get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(Buffer), ctypes.c_int]
+release_buffer = ctypes.pythonapi.PyBuffer_Release
+release_buffer.argtypes = [ctypes.POINTER(Buffer)]
+release_buffer.restype = None

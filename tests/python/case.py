@@ -155,6 +155,11 @@ def needs_numpy(test):
     return unittest.skipUnless(numpy, "numpy is not here")(test)
 
 
+def from_dlpack(view):
+    """numpy.from_dlpack(), or what README says is for those before 2.1, which cannot be told that a block is read-only and make all others so."""
+    return numpy.from_dlpack(view) if numpy.lib.NumpyVersion(numpy.__version__) >= "2.1.0" else numpy.asarray(view)
+
+
 def forked(body):
     """Runs body in a forked child; its exit status, 0 if it returned."""
     sys.stdout.flush()

@@ -4,8 +4,8 @@ import gc
 import threading
 import unittest
 
-from tests.python.case import Watched, _kvbm, keys, kvbmd, needs_numpy, numpy
-from tests.python.capsule import Consumer
+from tests.python.case import Watched, _kvbm, from_dlpack, keys, kvbmd, needs_numpy, numpy
+from tests.python.capsule import Buffer, Consumer
 
 READ_ONLY, COPIED = 1, 2
 
@@ -188,6 +188,33 @@ class Capsules(Watched):
         view.release()
         self.assertEqual(blocks.commit(keys(2)), 2)
 
+    def test_buffers_in_the_order_asked_for(self):
+        """C and either order are what it is; Fortran's it is only where one dimension counts.  (PyBUF_*_CONTIGUOUS of CPython.)"""
+        _, blocks = self.reserved(page_size=1)
+        c, fortran, either = 0x20 | 0x18, 0x40 | 0x18, 0x80 | 0x18
+        with Buffer(blocks[0], c) as b:
+            self.assertEqual((b.ndim, b.len, b.strides[0]), (4, 1024, 512))
+        with Buffer(blocks[0], either):
+            pass
+        with self.assertRaisesRegex(BufferError, "Fortran"):
+            Buffer(blocks[0], fortran).__enter__()
+        self.assertEqual(self.views(), 0)
+        _, blocks = self.reserved(dtype=None, block_bytes=4096, num_layers=1, namespace="flat")
+        with Buffer(blocks[0][0], fortran) as b:
+            self.assertEqual((b.ndim, b.shape[0], b.strides[0]), (1, 4096, 1))
+        with Buffer(blocks[0], 0) as b:  # PyBUF_SIMPLE: bytes, and nothing about them
+            self.assertEqual((b.len, bool(b.shape), bool(b.strides), b.format), (4096, False, False, None))
+
+    def test_what_is_made_of_a_block_keeps_that_block_alone(self):
+        for make in (memoryview, lambda block: memoryview(block[1]), lambda block: Consumer(block.__dlpack__(max_version=(1, 0)))):
+            bm, found = self.committed(namespace=str(len(self._cleanups)))
+            one = make(found[1])
+            del found
+            gc.collect()
+            self.assertEqual((self.views(), self.held(), bm.drop(keys(2))), (1, 1, (1, 1)))
+            one.delete() if isinstance(one, Consumer) else one.release()
+            self.assertEqual((self.views(), self.held(), bm.drop(keys(2))), (0, 0, (1, 0)))
+
     def test_garbage_in_a_circle(self):
         _, blocks = self.reserved()
         circle = [blocks[0].__dlpack__()]
@@ -233,7 +260,7 @@ class Numpy(Capsules):
         self.assertEqual((layer.shape, float(layer.sum())), ((2, 4, 64), 3.0 * 512))
         del array, layer
         blocks.commit(keys(2))
-        again = numpy.from_dlpack(bm.match(keys(1))[0])
+        again = from_dlpack(bm.match(keys(1))[0])
         self.assertFalse(again.flags.writeable)
         self.assertEqual(float(again.max()), 3)
         with self.assertRaises(ValueError):
@@ -241,7 +268,7 @@ class Numpy(Capsules):
 
     def test_numpy_arrays_keep_the_block(self):
         bm, found = self.committed()
-        part = numpy.from_dlpack(found[0])[1, 0, 2]
+        part = from_dlpack(found[0])[1, 0, 2]
         del found
         gc.collect()
         self.assertEqual((self.views(), self.held()), (1, 1))

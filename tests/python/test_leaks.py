@@ -46,7 +46,7 @@ class Valgrind(unittest.TestCase):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=280,
+                timeout=560,
                 check=False,
             )
             self.assertEqual((result.returncode, result.stdout.split()[:1]), (0, ["done"]), result.stdout)

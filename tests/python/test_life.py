@@ -12,7 +12,7 @@ import threading
 import time
 import unittest
 
-from tests.python.case import BUILD, SMALL, WAIT, Case, Daemon, _kvbm, forked, keys, kvbmd, needs_numpy, numpy, wait_end
+from tests.python.case import BUILD, SMALL, WAIT, Case, Daemon, _kvbm, forked, from_dlpack, keys, kvbmd, needs_numpy, numpy, wait_end
 from tests.python.capsule import Consumer
 
 
@@ -37,7 +37,7 @@ class DaemonDies(Case):
         found = bm.match(keys(4))
         view = memoryview(found[0])
         consumer = Consumer(found[1].__dlpack__(max_version=(1, 0)))
-        array = numpy.from_dlpack(found[2]) if numpy else None
+        array = from_dlpack(found[2]) if numpy else None
         writer = bm.allocate_blocks(1)
         writing = memoryview(writer[0])
         self.daemon.end(signal.SIGKILL)

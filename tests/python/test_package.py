@@ -12,7 +12,7 @@ import zipfile
 
 from tests.python.case import BUILD, SOURCE, kvbmd
 
-LIMIT = 280
+LIMIT = 500
 
 
 def run(*command, **more):

@@ -19,7 +19,7 @@ except ImportError as error:
     sys.exit(77)
 
 EXAMPLE = os.path.join(SOURCE, "client", "examples", "tiny_llama.py")
-LIMIT = 280
+LIMIT = 500
 
 
 def load_example():

@@ -8,7 +8,7 @@ import sys
 import threading
 import unittest
 
-from tests.python.case import BUILD, Daemon, Watched, _kvbm, forked, keys, kvbmd, numpy
+from tests.python.case import BUILD, Daemon, Watched, _kvbm, forked, from_dlpack, keys, kvbmd, numpy
 
 try:
     import torch
@@ -29,7 +29,7 @@ class InPlace(Watched):
     def test_torch_and_numpy_see_the_same_bytes_without_a_copy(self):
         bm, blocks = self.reserved(2)
         for view in (blocks[0], blocks[1][1]):
-            tensor, array = torch.from_dlpack(view), numpy.from_dlpack(view)
+            tensor, array = torch.from_dlpack(view), from_dlpack(view)
             self.assertEqual((tensor.data_ptr(), array.ctypes.data), (view.data_ptr, view.data_ptr))
             self.assertEqual((tuple(tensor.shape), array.shape), (view.shape, view.shape))
             self.assertTrue(tensor.is_contiguous())
@@ -41,7 +41,7 @@ class InPlace(Watched):
         blocks.commit(keys(2))
         found = bm.match(keys(2))
         for view in (found[0], found[1][1]):
-            tensor, array = torch.from_dlpack(view), numpy.from_dlpack(view)
+            tensor, array = torch.from_dlpack(view), from_dlpack(view)
             self.assertEqual((tensor.data_ptr(), array.ctypes.data), (view.data_ptr, view.data_ptr))
             self.assertEqual((bytes(tensor.numpy().tobytes()), array.flags.writeable), (array.tobytes(), False))
             self.assertEqual(float(tensor[0, 0].max()), -1)
