@@ -52,7 +52,7 @@ static bool lease_look(const struct ns *ns, uint32_t word, uint32_t *touch)
 /* A copy is being made of it, or somebody who is being served needs it: no session's doing. */
 static bool lease_is_moving(const struct ns *ns, uint32_t slot)
 {
-	return (ns->moving && ns->moving[slot]) || (ns->kept && ns->kept[slot]);
+	return (ns->moving && ns->moving[slot]) || (ns->kept && ns->kept[slot]) || (ns->copies && ns->copies[slot]);
 }
 
 bool lease_is_held(struct ns *ns, uint32_t slot, uint32_t *touch)

@@ -217,6 +217,8 @@ void ns_deinit(struct ns *ns)
 	ns->moving = NULL;
 	free(ns->kept);
 	ns->kept = NULL;
+	free(ns->copies);
+	ns->copies = NULL;
 	ns->behind = ns->index.behind = NULL;
 	ns->blocks = NULL;
 	ns->regions = NULL;

@@ -65,17 +65,18 @@ struct ns {
 	struct index index;
 	uint8_t *behind; /* owns; the index's */
 	struct heat heat;
-	struct block *blocks;        /* owns */
-	struct ns_region *regions;   /* owns */
-	struct orphan *orphans;      /* owns; uthash by tag of the parent */
-	struct lower *lower;         /* borrows; the copies below host memory, NULL: there is no such tier */
-	uint8_t *moving;             /* owns; 1: a copy from or to the slot is being made; NULL without lower */
-	uint16_t *kept;              /* owns; onboards under way that keep the slot's block here; NULL without lower */
-	uint32_t twins;              /* blocks that are here and below */
-	struct why *why;             /* owns */
-	struct list holders;         /* borrows: struct holder */
-	struct list partials;        /* owns: struct partial, by deadline */
-	struct partial **partial_at; /* owns the table: number -> partial */
+	struct block *blocks;      /* owns */
+	struct ns_region *regions; /* owns */
+	struct orphan *orphans;    /* owns; uthash by tag of the parent */
+	struct lower *lower;       /* borrows; the copies below host memory, NULL: there is no such tier */
+	uint8_t *moving;           /* owns; 1: a copy from or to the slot is being made; NULL without lower */
+	uint16_t *kept;            /* owns; onboards under way that keep the slot's block here; NULL without lower */
+	uint16_t *copies;     /* owns; copies from or to a device that the slot is part of; NULL: there are no such */
+	uint32_t twins;       /* blocks that are here and below */
+	struct why *why;      /* owns */
+	struct list holders;  /* borrows: struct holder */
+	struct list partials; /* owns: struct partial, by deadline */
+	struct partial **partial_at;    /* owns the table: number -> partial */
 	struct partial *partial_by_key; /* borrows; uthash, only with several lanes */
 	uint32_t partial_cap, partial_free;
 	struct lease_pool partial_pool, lease_pool; /* own */

@@ -14,6 +14,19 @@
 #define DROP_COST_BLOCK 32u
 #define DROP_BATCH 512u
 
+/* The namespace of that name, or a pool of it. */
+static bool flush_is_used(struct store *store, const char *name)
+{
+	list_for_each(it, &store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+
+		if (strcmp(sn->desc.name, name) == 0 &&
+		    (sn->ns.n_holders || sn->zombies || sn->n_transfers || sn->n_onboards || sn->n_copies))
+			return true;
+	}
+	return false;
+}
+
 int store_flush_begin(struct store *store, const char *name, bool remove, struct store_flush *f)
 {
 	struct store_ns *sn = name ? store_find(store, name) : NULL;
@@ -25,10 +38,16 @@ int store_flush_begin(struct store *store, const char *name, bool remove, struct
 		return 0;
 	if (!sn)
 		return STORE_E_NOENT;
-	if (remove && (sn->ns.n_holders || sn->zombies || sn->n_transfers || sn->n_onboards))
+	if (remove && flush_is_used(store, name))
 		return STORE_E_LIMIT;
-	f->number = sn->number;
+	f->number = f->only = sn->number;
 	return 0;
+}
+
+/* Is it the namespace that @f is of, or a pool of it? */
+static bool flush_is_of(const struct store_flush *f, const struct store_ns *sn)
+{
+	return sn->number == f->only || (sn->hub && sn->hub->number == f->only);
 }
 
 /* Where @f is, or the next one after a namespace that has gone. */
@@ -37,8 +56,8 @@ static struct store_ns *flush_at(struct store *store, const struct store_flush *
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
 
-		if (sn->number >= f->number)
-			return f->one && sn->number > f->number ? NULL : sn;
+		if (sn->number >= f->number && !sn->lost && (!f->one || flush_is_of(f, sn)))
+			return sn;
 	}
 	return NULL;
 }
@@ -109,14 +128,24 @@ static bool flush_ns(struct store_ns *sn, struct store_flush *f, uint32_t *budge
 	return false;
 }
 
+/* Unless somebody has come meanwhile: then its blocks are gone, and it stays. */
+static bool flush_may_remove(const struct store_ns *sn)
+{
+	return sn->ns.n_used == 0 && sn->n_transfers == 0 && pool_ns_may_go(sn);
+}
+
 static void flush_next(struct store_ns *sn, struct store_flush *f)
 {
+	struct store_ns *hub = sn->hub;
+
 	f->number = sn->number + 1;
 	f->below = false;
 	f->area = f->place = 0;
-	/* Unless somebody has come meanwhile: then its blocks are gone, and it stays. */
-	if (f->remove && sn->ns.n_used == 0 && !sn->ns.n_holders && !sn->zombies && !sn->n_transfers && !sn->n_onboards)
-		store_ns_free(sn);
+	if (!f->remove || !flush_may_remove(sn))
+		return;
+	store_ns_free(sn);
+	if (hub && flush_may_remove(hub))
+		store_ns_free(hub); /* it was waiting for its last pool */
 }
 
 bool store_flush_step(struct store *store, struct store_flush *f, uint32_t budget)
@@ -132,8 +161,6 @@ bool store_flush_step(struct store *store, struct store_flush *f, uint32_t budge
 		if (!done)
 			return false;
 		flush_next(sn, f);
-		if (f->one)
-			return true;
 	}
 	return !flush_at(store, f);
 }
@@ -169,6 +196,19 @@ int store_remove(struct store *store, const char *name, uint32_t *ret_dropped)
 	return r;
 }
 
+/* In pools of @hub.  A block that is in use there stays there, and is as good as kept. */
+static void drop_in_pools(struct store_ns *hub, const uint8_t *key, uint32_t *ret_kept)
+{
+	list_for_each(it, &hub->store->namespaces) {
+		struct store_ns *sn = store_ns_at(it);
+		uint32_t slot = sn->hub == hub && !sn->lost ? block_find(&sn->ns, key) : NS_NONE;
+
+		if (slot != NS_NONE && space_condemn(hub->store, &sn->ns, slot) < 0)
+			(*ret_kept)++;
+		(void)space_settle(hub->store, 0, WHY_FLUSHED, ret_kept);
+	}
+}
+
 int store_drop(struct store *store, struct store_drop *a)
 {
 	struct store_ns *sn = store_find(store, a->name);
@@ -186,6 +226,8 @@ int store_drop(struct store *store, struct store_drop *a)
 		uint32_t slot = block_find(&sn->ns, key);
 		uint32_t lower = sn->ns.lower ? lower_find(sn->ns.lower, key) : LOWER_NONE;
 
+		if (sn->n_pools)
+			drop_in_pools(sn, key, &a->kept);
 		if (slot != NS_NONE && space_condemn(store, &sn->ns, slot) < 0)
 			a->kept++;
 		(void)space_settle(store, 0, WHY_FLUSHED, &a->kept);

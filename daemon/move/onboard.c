@@ -5,6 +5,9 @@
  *   4 done: every key has a status
  *   0->1 store_onboard()   1->2, 2->1, 1->3 onboard_step   1->4, 3->4 onboard_finish   any -> 0 store_onboard_cancel
  *
+ * Into a pool in device memory a block comes from its hub.  What the hub has to read first, an onboard of its own reads (o->below), and the pool's goes on
+ * whenever some of that has come.
+ *
  * Two who want one block share its transfer.  A missing block ends the prefix; one that cannot be read cuts it there.  Status and holds of those before
  * stay.  Never drops anything but to make the room it needs now, and ahead of need (prefetch) only what is clean.  What it has brought is
  * kept until it is done, or a long prefix would push out its own beginning.
@@ -85,7 +88,7 @@ static bool onboard_is_too_slow(const struct store_onboard *o, uint32_t i)
 	return arrival > o->recompute_ns * (uint64_t)(i + 1);
 }
 
-enum { ONBOARD_ON = 0, ONBOARD_WAIT, ONBOARD_CUT };
+enum { ONBOARD_ON = 0, ONBOARD_WAIT, ONBOARD_CUT, ONBOARD_AGAIN };
 
 /* Room for one more block of host memory. */
 static int onboard_room(struct store_onboard *o)
@@ -105,6 +108,114 @@ static int onboard_room(struct store_onboard *o)
 	return r == STORE_E_WAIT ? ONBOARD_WAIT : ONBOARD_CUT;
 }
 
+/* @waiting: who waits for the copy that brings key @i. */
+static int onboard_want(struct store_onboard *o, uint32_t i, struct list *waiting)
+{
+	o->wants[i] = (struct onboard_want){ .onboard = o, .i = i };
+	list_add_tail(waiting, &o->wants[i].link);
+	o->status[i] = STORE_ONBOARD_PENDING;
+	o->pending++;
+	return ONBOARD_ON;
+}
+
+/* ---- into a pool ---- */
+
+static void onboard_below_free(struct store_onboard *o)
+{
+	if (!o->below)
+		return;
+	store_onboard_cancel(o->below);
+	free(o->below);
+	o->below = NULL;
+}
+
+static void onboard_below_done(struct store_onboard *below);
+static int onboard_begin(struct store_ns *sn, struct holder *h, struct store_onboard *o);
+
+/* The hub reads what it has below, of key @i and those behind it. */
+static bool onboard_below_begin(struct store_onboard *o, uint32_t i)
+{
+	uint32_t n = o->n - i;
+	struct store_onboard *below = calloc(1, sizeof(*below) +
+	                                                n * (sizeof(struct onboard_want) + 2 * sizeof(uint32_t) + 1));
+	uint8_t *at = (uint8_t *)(below + 1);
+
+	if (!below)
+		return false;
+	below->wants = (struct onboard_want *)at;
+	below->slots = (uint32_t *)(at += n * sizeof(struct onboard_want));
+	below->generations = (uint32_t *)(at += n * sizeof(uint32_t));
+	below->status = at + n * sizeof(uint32_t);
+	below->keys = o->keys + (size_t)i * o->holder_ns->desc.key_bytes;
+	below->n = n;
+	below->prefetch = o->prefetch;
+	below->quiet = true;
+	below->now_ns = o->now_ns;
+	below->deadline_ns = o->deadline_ns;
+	below->recompute_ns = o->recompute_ns;
+	below->done = onboard_below_done;
+	below->above = o;
+	o->below = below;
+	o->below_from = i;
+	(void)onboard_begin(o->holder_ns->hub, NULL, below);
+	return true;
+}
+
+/* Key @i is not in the hub's memory. */
+static int onboard_key_below(struct store_onboard *o, uint32_t i, const uint8_t *key)
+{
+	struct ns *ns = &o->holder_ns->ns, *hub = &o->holder_ns->hub->ns;
+	const struct store_onboard *below = o->below;
+
+	if (!below && hub->lower && lower_find(hub->lower, key) != LOWER_NONE) {
+		if (onboard_below_begin(o, i))
+			return ONBOARD_AGAIN;
+		o->status[i] = STORE_ONBOARD_BUSY;
+		return ONBOARD_CUT;
+	}
+	o->status[i] = STORE_ONBOARD_MISSING;
+	if (below) {
+		uint8_t status = below->status[i - o->below_from];
+
+		/* What it has not come past yet may have a status that is none. */
+		if (!below->finished && (status == STORE_ONBOARD_PENDING || i - o->below_from >= below->next))
+			return ONBOARD_WAIT;
+		/* Read, and dropped before we came to it. */
+		o->status[i] = status == STORE_ONBOARD_DONE ? STORE_ONBOARD_BUSY : status;
+	}
+	if (o->status[i] == STORE_ONBOARD_MISSING)
+		why_miss(ns->why, index_hash(&ns->index, key).tag, ns->now_ns);
+	return ONBOARD_CUT;
+}
+
+/* The same as onboard_key() below. */
+static int onboard_key_up(struct store_onboard *o, uint32_t i, const uint8_t *key)
+{
+	struct store_ns *sn = o->holder_ns;
+	struct ns *hub = &sn->hub->ns;
+	uint32_t hub_slot = block_find(hub, key);
+	struct list *waiting;
+	int r;
+
+	if (hub_slot == NS_NONE)
+		return onboard_key_below(o, i, key);
+	waiting = device_find_up(sn, hub_slot);
+	if (!waiting) {
+		o->status[i] = STORE_ONBOARD_BUSY;
+		r = onboard_room(o);
+		if (r != ONBOARD_ON)
+			return r;
+		waiting = device_up(sn, hub_slot);
+		if (!waiting)
+			return ONBOARD_WAIT;
+		heat_touch(&hub->heat, hub_slot);
+		o->from_hub += !o->below;
+	}
+	return onboard_want(o, i, waiting);
+}
+
+/* ---- key by key ---- */
+
 static int onboard_key(struct store_onboard *o, uint32_t i)
 {
 	struct store_ns *sn = o->holder_ns;
@@ -119,6 +230,8 @@ static int onboard_key(struct store_onboard *o, uint32_t i)
 		o->from_host++;
 		return ONBOARD_ON;
 	}
+	if (sn->pool)
+		return onboard_key_up(o, i, key);
 	lower = ns->lower ? lower_find(ns->lower, key) : LOWER_NONE;
 	if (lower == LOWER_NONE) {
 		why_miss(ns->why, index_hash(&ns->index, key).tag, ns->now_ns);
@@ -143,11 +256,27 @@ static int onboard_key(struct store_onboard *o, uint32_t i)
 		if (!x)
 			return ONBOARD_WAIT;
 	}
-	o->wants[i] = (struct onboard_want){ .onboard = o, .i = i };
-	list_add_tail(&x->wants, &o->wants[i].link);
-	o->status[i] = STORE_ONBOARD_PENDING;
-	o->pending++;
-	return ONBOARD_ON;
+	return onboard_want(o, i, &x->wants);
+}
+
+/* What was found where. */
+static void onboard_count(const struct store_onboard *o)
+{
+	struct ns *ns = &o->holder_ns->ns;
+	uint32_t here = o->from_host < o->hits ? o->from_host : o->hits;
+	uint32_t hub = o->from_hub < o->hits - here ? o->from_hub : o->hits - here;
+
+	if (o->prefetch || o->quiet)
+		return;
+	ns->counts.looked_up += o->n;
+	ns->counts.hits += here;
+	ns->counts.hits_lower += o->hits - here;
+	ns->counts.misses += o->n - o->hits;
+	metrics_add(METRIC_blocks_looked_up, o->n);
+	metrics_add(store_ns_hits(o->holder_ns), here);
+	metrics_add(METRIC_hits_g2, hub);
+	metrics_add(METRIC_hits_g3, o->hits - here - hub);
+	metrics_add(METRIC_misses, o->n - o->hits);
 }
 
 /* Every key has a status.  From here on the session holds what it asked to hold; until now it has had no say in it.  What came behind a cut is let go: it is no
@@ -169,18 +298,8 @@ static void onboard_finish(struct store_onboard *o)
 		else
 			onboard_mark(o, i, STORE_ONBOARD_BUSY);
 	}
-	if (!o->prefetch) {
-		uint32_t host = o->from_host < o->hits ? o->from_host : o->hits;
-
-		ns->counts.looked_up += o->n;
-		ns->counts.hits += host;
-		ns->counts.hits_lower += o->hits - host;
-		ns->counts.misses += o->n - o->hits;
-		metrics_add(METRIC_blocks_looked_up, o->n);
-		metrics_add(METRIC_hits_g2, host);
-		metrics_add(METRIC_hits_g3, o->hits - host);
-		metrics_add(METRIC_misses, o->n - o->hits);
-	}
+	onboard_count(o);
+	onboard_below_free(o);
 	if (list_is_linked(&o->waiting))
 		list_del(&o->waiting);
 	list_del(&o->link);
@@ -188,12 +307,18 @@ static void onboard_finish(struct store_onboard *o)
 	o->finished = true;
 }
 
-/* Goes on with its keys.  true: all have their status, and it can be finished. */
-static bool onboard_step(struct store_onboard *o)
+/* All keys have their status, and it can be finished. */
+static bool onboard_is_ready(const struct store_onboard *o)
+{
+	return o->pending == 0 && o->next == o->n && !list_is_linked(&o->waiting);
+}
+
+/* Goes on with its keys. */
+static void onboard_step(struct store_onboard *o)
 {
 	int r = ONBOARD_ON;
 
-	while (o->next < o->n && r == ONBOARD_ON) {
+	while (o->next < o->n && (r == ONBOARD_ON || r == ONBOARD_AGAIN)) {
 		r = onboard_key(o, o->next);
 		if (r == ONBOARD_ON)
 			o->next++;
@@ -204,11 +329,12 @@ static bool onboard_step(struct store_onboard *o)
 		onboard_cut(o, o->next, status);
 	} else if (r == ONBOARD_WAIT) {
 		onboard_wait(o);
-		return false;
+		return;
 	}
-	if (list_is_linked(&o->waiting))
+	if (list_is_linked(&o->waiting)) {
 		list_del(&o->waiting);
-	return o->pending == 0;
+		list_init(&o->waiting);
+	}
 }
 
 void onboard_settle(struct onboard_want *w, uint8_t status, uint32_t slot)
@@ -234,14 +360,17 @@ static int onboard_begin(struct store_ns *sn, struct holder *h, struct store_onb
 	sn->ns.now_ns = o->now_ns;
 	o->holder = h;
 	o->holder_ns = sn;
-	o->next = o->pending = o->from_host = o->hits = 0;
+	o->next = o->pending = o->from_host = o->from_hub = o->hits = 0;
+	o->below = NULL;
 	o->cut = o->n;
 	o->finished = false;
 	list_init(&o->waiting);
 	list_add_tail(&sn->store->mover.onboards, &o->link);
 	sn->n_onboards++;
 	memset(o->status, STORE_ONBOARD_PENDING, o->n);
-	if (!onboard_step(o))
+	onboard_step(o);
+	device_submit_all(sn->store);
+	if (!onboard_is_ready(o))
 		return STORE_E_WAIT;
 	onboard_finish(o);
 	return 0;
@@ -297,17 +426,48 @@ void onboard_kick(struct store *store)
 
 		list_del(&o->waiting);
 		list_init(&o->waiting);
-		(void)onboard_step(o);
+		onboard_step(o);
 	}
+	device_submit_all(store);
 	/* What is done is told last: a callback may begin another one. */
 	for (bool told = true; told;) {
 		told = false;
 		list_for_each(it, &store->mover.onboards) {
 			struct store_onboard *o = container_of(it, struct store_onboard, link);
 
-			if (o->pending > 0 || o->next < o->n || list_is_linked(&o->waiting))
+			if (!onboard_is_ready(o))
 				continue;
 			onboard_finish(o);
+			o->done(o);
+			told = true;
+			break;
+		}
+	}
+}
+
+/* Its last key has a status, which may be what the one above waits for. */
+static void onboard_below_done(struct store_onboard *below)
+{
+	struct store_onboard *o = below->above;
+
+	if (list_is_linked(&o->waiting)) {
+		list_del(&o->waiting);
+		list_init(&o->waiting);
+		onboard_step(o);
+	}
+	device_submit_all(o->holder_ns->store);
+}
+
+void onboard_lost(struct store *store)
+{
+	for (bool told = true; told;) {
+		told = false;
+		list_for_each(it, &store->mover.onboards) {
+			struct store_onboard *o = container_of(it, struct store_onboard, link);
+
+			if (!o->holder_ns->lost)
+				continue;
+			onboard_stop(o, STORE_ONBOARD_FAILED);
 			o->done(o);
 			told = true;
 			break;
@@ -324,7 +484,8 @@ void onboard_tick(struct store *store, uint64_t now_ns)
 
 			if (o->deadline_ns > now_ns)
 				continue;
-			onboard_stop(o, list_is_linked(&o->waiting) ? STORE_ONBOARD_BUSY : STORE_ONBOARD_DEADLINE);
+			onboard_stop(o, list_is_linked(&o->waiting) && !o->below ? STORE_ONBOARD_BUSY
+			                                                         : STORE_ONBOARD_DEADLINE);
 			o->done(o);
 			told = true; /* the callback may have changed the list */
 			break;

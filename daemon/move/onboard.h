@@ -24,7 +24,7 @@ void store_wait(struct holder *h, struct store_wait *w, uint32_t need);
 /* Harmless when it does not wait (list_init(&w->link) once). */
 void store_wait_cancel(struct store_wait *w);
 
-/* Brings the blocks of a prefix that are below into host memory.  keys, status, slots, generations, wants: n each, the caller's until it is done. */
+/* Brings the blocks of a prefix that are below into host memory; to a pool's holder, into its device's.  keys, status, slots, generations, wants: n each, the caller's until it is done. */
 enum store_onboard_status {
 	STORE_ONBOARD_PENDING = 0,
 	STORE_ONBOARD_DONE,    /* in host memory; held if asked for */
@@ -45,6 +45,7 @@ struct store_onboard {
 	const uint8_t *keys;
 	uint32_t n;
 	bool hold, prefetch;
+	bool quiet; /* not counted: for another one that is */
 	uint64_t now_ns, deadline_ns;
 	uint64_t recompute_ns; /* to compute one block; 0: do not compare */
 	uint8_t *status;
@@ -56,7 +57,10 @@ struct store_onboard {
 	struct list link, waiting;
 	struct holder *holder;
 	struct store_ns *holder_ns;
-	uint32_t next, pending, from_host, cut;
+	struct store_onboard *below; /* owns; of a pool's: what its hub has to read first */
+	struct store_onboard *above; /* borrows; the other way round */
+	uint32_t below_from;         /* the first key of @below */
+	uint32_t next, pending, from_host, from_hub, cut;
 	bool finished;
 };
 /* 0: it is done, and done() is not called.  STORE_E_WAIT: done() will be called once, never inline, unless cancelled. */

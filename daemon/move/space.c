@@ -79,20 +79,24 @@ uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason
 
 /* ---- regions ---- */
 
-static void space_region_seen(const struct store *store, const struct tier_region *region)
+static void space_region_seen(const struct store_ns *sn, const struct tier_region *region)
 {
-	const struct store_config *c = &store->config;
+	const struct store_config *c = &sn->store->config;
 
+	if (sn->pool)
+		return;
 	if (c->lower)
 		c->lower->ops->region_seen(c->lower, region);
 	if (c->watch.region_seen)
 		c->watch.region_seen(c->watch.ctx, region);
 }
 
-void space_region_gone(const struct store *store, const struct tier_region *region)
+void space_region_gone(const struct store_ns *sn, const struct tier_region *region)
 {
-	const struct store_config *c = &store->config;
+	const struct store_config *c = &sn->store->config;
 
+	if (sn->pool)
+		return;
 	if (c->lower)
 		c->lower->ops->region_gone(c->lower, region);
 	if (c->watch.region_gone)
@@ -101,21 +105,17 @@ void space_region_gone(const struct store *store, const struct tier_region *regi
 
 void space_region_drop(struct store_ns *sn, uint32_t r)
 {
-	struct tier *host = sn->store->config.host;
-
 	sn->used_bytes -= sn->memory[r].size;
-	space_region_gone(sn->store, &sn->memory[r]);
+	space_region_gone(sn, &sn->memory[r]);
 	ns_region_remove(&sn->ns, r);
-	host->ops->region_drop(host, &sn->memory[r]);
+	sn->tier->ops->region_drop(sn->tier, &sn->memory[r]);
 	sn->memory[r] = (struct tier_region){ .fd = -1, .ro_fd = -1 };
 	store_ns_limit(sn);
 }
 
 static bool space_may_grow(const struct store_ns *sn)
 {
-	struct tier *host = sn->store->config.host;
-
-	return sn->max_bytes - sn->used_bytes >= host->ops->grain(host) && sn->ns.n_slots < sn->ns.geo.max_slots;
+	return sn->max_bytes - sn->used_bytes >= sn->tier->ops->grain(sn->tier) && sn->ns.n_slots < sn->ns.geo.max_slots;
 }
 
 static uint64_t space_unused(const struct store_ns *sn)
@@ -138,10 +138,10 @@ static uint64_t space_shortest(const struct store_ns *sn, uint64_t room, uint64_
 	return room - rest < whole ? room - rest : whole;
 }
 
-static bool space_grow(struct store *store, struct store_ns *sn)
+static bool space_grow(struct store_ns *sn)
 {
-	struct tier *host = store->config.host;
-	uint64_t grain = host->ops->grain(host), size = sn->ns.geo.region_bytes, room = sn->max_bytes - sn->used_bytes;
+	struct tier *tier = sn->tier;
+	uint64_t grain = tier->ops->grain(tier), size = sn->ns.geo.region_bytes, room = sn->max_bytes - sn->used_bytes;
 	uint64_t area, least = grain, unused = space_unused(sn);
 	struct tier_region region;
 	uint32_t r;
@@ -158,36 +158,41 @@ static bool space_grow(struct store *store, struct store_ns *sn)
 		least += grain;
 	if (least > size)
 		least = size;
-	if (host->ops->region_make(host, size, least, sn->desc.lanes, area, &region) != 0)
+	if (tier->ops->region_make(tier, size, least, sn->desc.lanes, area, &region) != 0)
 		return false;
 	r = ns_region_add(&sn->ns, region.size);
 	if (r == NS_NONE) {
-		host->ops->region_drop(host, &region);
+		tier->ops->region_drop(tier, &region);
 		return false;
 	}
 	sn->memory[r] = region;
 	sn->used_bytes += region.size;
-	space_region_seen(store, &sn->memory[r]);
+	space_region_seen(sn, &sn->memory[r]);
 	return true;
 }
 
 bool store_ns_can_grow(const struct store_ns *sn)
 {
-	struct tier *host = sn->store->config.host;
+	uint64_t room = sn->tier->ops->room(sn->tier), unused = space_unused(sn);
 
-	uint64_t room = host->ops->room(host), unused = space_unused(sn);
-
-	return space_may_grow(sn) && unused > 0 && room >= host->ops->grain(host) &&
+	return space_may_grow(sn) && unused > 0 && room >= sn->tier->ops->grain(sn->tier) &&
 	       room >= space_shortest(sn, sn->max_bytes - sn->used_bytes, unused);
 }
 
-/* An empty region of any other namespace goes back to the pool. */
+/* Could memory go from @sn to @to?  What somebody may have open by a handle stays as long as he is there. */
+static bool space_may_give(const struct store_ns *sn, const struct store_ns *to)
+{
+	return sn != to && sn->tier == to->tier && !sn->lost &&
+	       !(sn->pool && sn->pool->tier->lends_handles && (sn->ns.n_holders || sn->zombies));
+}
+
+/* An empty region of any other namespace goes back to the tier. */
 static bool space_take_empty(struct store *store, const struct store_ns *but)
 {
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
 
-		if (sn == but)
+		if (!space_may_give(sn, but))
 			continue;
 		for (uint32_t r = 0; r < sn->ns.geo.n_regions; r++) {
 			const struct ns_region *region = &sn->ns.regions[r];
@@ -222,7 +227,7 @@ static struct store_ns *space_payer(struct store *store, const struct store_ns *
 		struct store_ns *other = store_ns_at(it);
 		int64_t over = space_over(store, other);
 
-		if (other == sn || other == not || over <= most)
+		if (!space_may_give(other, sn) || other == not || over <= most)
 			continue;
 		/* Over my own share I only take from who would still be over by more afterwards: no ping-pong.  But who has nothing
 		 * must come to something: a first region is anybody's who is over. */
@@ -483,7 +488,7 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_
 	assert(store->n_victims == 0 && store->n_plan == 0);
 	if (n > ns->geo.max_slots)
 		return STORE_E_NOSPACE;
-	while (ns->n_free < n && (space_grow(store, sn) || (space_may_grow(sn) && space_take_empty(store, sn))))
+	while (ns->n_free < n && (space_grow(sn) || (space_may_grow(sn) && space_take_empty(store, sn))))
 		;
 	if (ns->n_free >= n)
 		return 0;
@@ -497,7 +502,7 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_
 		}
 	}
 	*ret_dropped += space_execute(store);
-	while (ns->n_free < n && space_grow(store, sn))
+	while (ns->n_free < n && space_grow(sn))
 		;
 	if (ns->n_free >= n)
 		return 0;

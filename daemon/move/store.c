@@ -30,6 +30,7 @@ int store_new(const struct store_config *config, struct store **ret_store)
 		return -ENOMEM;
 	store->config = *config;
 	list_init(&store->namespaces);
+	list_init(&store->pools);
 	/* Clients know the boot id, but not where we are: they cannot choose numbers that meet in the table. */
 	store->seen_secret = store_mix(config->boot_id ^ (uintptr_t)store);
 	store->seen = calloc(4ull * STORE_SEEN, sizeof(*store->seen));
@@ -50,6 +51,7 @@ void store_ns_free(struct store_ns *sn)
 	struct tier *host = store->config.host;
 
 	assert(sn->ns.n_holders == 0 && sn->zombies == 0 && sn->n_transfers == 0 && sn->n_onboards == 0);
+	assert(sn->n_pools == 0 && sn->n_copies == 0);
 	/* Lanes that were committed by who has left since, and that nobody completed. */
 	while (!list_empty(&sn->ns.partials))
 		lease_partial_abort(&sn->ns, container_of(list_first(&sn->ns.partials), struct partial, by_deadline));
@@ -57,9 +59,11 @@ void store_ns_free(struct store_ns *sn)
 	for (uint32_t r = 0; sn->memory && r < sn->ns.geo.n_regions; r++) {
 		if (sn->memory[r].size == 0)
 			continue;
-		space_region_gone(store, &sn->memory[r]);
-		host->ops->region_drop(host, &sn->memory[r]);
+		space_region_gone(sn, &sn->memory[r]);
+		sn->tier->ops->region_drop(sn->tier, &sn->memory[r]);
 	}
+	if (sn->hub)
+		sn->hub->n_pools--;
 	ns_deinit(&sn->ns);
 	host->ops->object_drop(host, &sn->index);
 	host->ops->object_drop(host, &sn->records);
@@ -76,6 +80,7 @@ struct store *store_free(struct store *store)
 {
 	if (!store)
 		return NULL;
+	pool_free_all(store);
 	list_for_each_safe(it, next, &store->namespaces)
 		store_ns_free(store_ns_at(it));
 	mover_deinit(store);
@@ -86,15 +91,20 @@ struct store *store_free(struct store *store)
 	return NULL;
 }
 
-struct store_ns *store_find(struct store *store, const char *name)
+struct store_ns *store_find_in(struct store *store, const char *name, const struct store_pool *pool)
 {
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
 
-		if (strcmp(sn->desc.name, name) == 0)
+		if (sn->pool == pool && !sn->lost && strcmp(sn->desc.name, name) == 0)
 			return sn;
 	}
 	return NULL;
+}
+
+struct store_ns *store_find(struct store *store, const char *name)
+{
+	return store_find_in(store, name, NULL);
 }
 
 void store_seen_begin(struct store *store, uint32_t n)
@@ -189,15 +199,24 @@ void store_ns_limit(struct store_ns *sn)
 	sn->max_bytes = sn->allowed_bytes > sn->used_bytes ? sn->allowed_bytes : sn->used_bytes;
 }
 
-static uint64_t store_policy_max(const struct store *store, const struct store_policy *policy)
+/* What the policy of its name says of it. */
+static void store_ns_limits(struct store_ns *sn, const struct store_policy *policy)
 {
-	struct tier *host = store->config.host;
+	struct tier *tier = sn->tier;
 	struct tier_stat stat;
-	uint64_t max;
+	uint64_t max = UINT64_MAX;
 
-	host->ops->stat(host, &stat);
-	max = policy && policy->max_bytes < stat.size_bytes ? policy->max_bytes : stat.size_bytes;
-	return max / host->ops->grain(host) * host->ops->grain(host);
+	sn->share_bytes = 0;
+	if (policy) {
+		max = sn->pool ? policy->device_max_bytes : policy->max_bytes;
+		sn->share_bytes = sn->pool ? policy->device_share_bytes : policy->share_bytes;
+	}
+	tier->ops->stat(tier, &stat);
+	if (max > stat.size_bytes)
+		max = stat.size_bytes;
+	sn->allowed_bytes = max / tier->ops->grain(tier) * tier->ops->grain(tier);
+	store_ns_limit(sn);
+	store_lower_limits(sn, policy);
 }
 
 void store_configure(struct store *store, const struct store_config *config)
@@ -213,52 +232,46 @@ void store_configure(struct store *store, const struct store_config *config)
 	}
 	list_for_each(it, &store->namespaces) {
 		struct store_ns *sn = store_ns_at(it);
-		const struct store_policy *policy = store_policy_of(store, sn->desc.name);
 
-		sn->share_bytes = policy ? policy->share_bytes : 0;
-		sn->allowed_bytes = store_policy_max(store, policy);
-		store_ns_limit(sn);
-		store_lower_limits(sn, policy);
+		store_ns_limits(sn, store_policy_of(store, sn->desc.name));
 	}
 }
 
-/* @salt NULL: one of this run. */
-static int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t salt[2], struct store_ns **ret_sn)
+int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t salt[2], struct store_pool *pool,
+                 struct store_ns **ret_sn)
 {
-	const struct store_policy *policy = store_policy_of(store, desc->name);
-	struct tier *host = store->config.host;
-	uint64_t max = store_policy_max(store, policy);
+	struct tier *tier = pool ? &pool->tier->tier : store->config.host;
 	struct ns_geometry geo;
 	struct store_ns *sn;
 	int r;
 
 	if (store->n_namespaces >= store->config.max_namespaces)
 		return STORE_E_LIMIT;
-	if (ns_geometry(desc->lane_bytes, desc->lanes, host->ops->region_size(host), host->ops->grain(host), max, &geo) != 0)
-		return STORE_E_NOSPACE;
 	sn = calloc(1, sizeof(*sn));
 	if (!sn)
 		return -ENOMEM;
 	sn->store = store;
+	sn->tier = tier;
+	sn->pool = pool;
 	sn->number = ++store->last_number;
 	sn->desc = *desc;
-	sn->max_bytes = sn->allowed_bytes = max;
-	sn->share_bytes = policy ? policy->share_bytes : 0;
-	r = store_ns_memory(sn, &geo, salt);
+	store_ns_limits(sn, store_policy_of(store, desc->name));
+	r = ns_geometry(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), tier->ops->grain(tier),
+	                sn->max_bytes, &geo);
+	r = r != 0 ? STORE_E_NOSPACE : store_ns_memory(sn, &geo, salt);
 	if (r != 0) {
 		free(sn);
 		return r;
 	}
 	list_add_tail(&store->namespaces, &sn->ns.link);
 	store->n_namespaces++;
-	store_lower_limits(sn, policy);
-	r = store_lower_init(sn);
+	r = pool ? pool_ns_init(sn) : store_lower_init(sn);
 	if (r < 0) {
 		store_ns_free(sn);
 		return r;
 	}
-	log_info("namespace %s: %u lanes of %llu bytes, at most %u blocks", desc->name, desc->lanes,
-	         (unsigned long long)desc->lane_bytes, geo.max_slots);
+	log_info("namespace %s%s%s: %u lanes of %llu bytes, at most %u blocks", desc->name, pool ? " on " : "",
+	         pool ? pool->device : "", desc->lanes, (unsigned long long)desc->lane_bytes, geo.max_slots);
 	*ret_sn = sn;
 	return 0;
 }
@@ -271,7 +284,7 @@ struct store_ns *store_ns_recover(struct store *store, const struct ns_desc *des
 	ns_fingerprint(desc, fingerprint);
 	if (sn)
 		return memcmp(sn->ns.fingerprint, fingerprint, sizeof(fingerprint)) == 0 ? sn : NULL;
-	return store_ns_new(store, desc, salt, &sn) == 0 ? sn : NULL;
+	return store_ns_new(store, desc, salt, NULL, &sn) == 0 ? sn : NULL;
 }
 
 void store_ns_clock_follow(struct store_ns *sn, uint32_t tick)
@@ -327,7 +340,12 @@ int store_attach(struct store *store, const struct store_attach *a, struct holde
 		return STORE_E_MISMATCH;
 	}
 	if (!sn) {
-		r = store_ns_new(store, a->desc, NULL, &sn);
+		r = store_ns_new(store, a->desc, NULL, NULL, &sn);
+		if (r != 0)
+			return r;
+	}
+	if (a->device) {
+		r = pool_find_ns(sn, a->device, &sn);
 		if (r != 0)
 			return r;
 	}
@@ -398,6 +416,13 @@ uint32_t holder_block_tokens(const struct holder *h)
 	return h->ns->desc->page_size;
 }
 
+const char *holder_device(const struct holder *h)
+{
+	const struct store_ns *sn = ((const struct store_holder *)h)->sn;
+
+	return sn->pool ? sn->pool->device : NULL;
+}
+
 const char *holder_ns_name(const struct holder *h)
 {
 	return h->ns->desc->name;
@@ -420,7 +445,7 @@ void store_holder_count(struct holder *h)
 	c->hits += hits;
 	c->misses += looked_up - hits;
 	metrics_add(METRIC_blocks_looked_up, looked_up);
-	metrics_add(METRIC_hits_g2, hits);
+	metrics_add(store_ns_hits(store_ns_of(h)), hits);
 	metrics_add(METRIC_misses, looked_up - hits);
 	metrics_add(METRIC_bytes_matched, hits * h->ns->desc->lane_bytes);
 }
@@ -432,6 +457,7 @@ int holder_close(struct holder *h, bool dead)
 
 	thread_assert(THREAD_LOOP);
 	assert(!h->closed);
+	dead = dead || sh->sn->lost; /* whatever he writes, the memory is no more */
 	h->closed = true;
 	/* The client may not know, and go on matching: from here on its pins protect nothing, and it must not believe so. */
 	atomic_store_explicit(&h->page->live, 0, memory_order_relaxed);
@@ -451,6 +477,7 @@ int holder_close(struct holder *h, bool dead)
 		sh->sn->zombies++;
 		return STORE_E_QUARANTINE;
 	}
+	pool_ns_end(sh->sn);
 	free(sh);
 	return 0;
 }
@@ -463,6 +490,7 @@ void holder_dead(struct holder *h)
 	while (!list_empty(&h->leases))
 		lease_abort(container_of(list_first(&h->leases), struct lease, in_holder));
 	sh->sn->zombies--;
+	pool_ns_end(sh->sn);
 	free(sh);
 }
 

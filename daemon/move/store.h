@@ -28,10 +28,12 @@ enum {
 	STORE_E_NOENT,
 	STORE_E_QUARANTINE, /* see store_close() */
 	STORE_E_WAIT,       /* not now: worth waiting for copies to the tier below */
+	STORE_E_OFFLINE,    /* its device is lost for now */
 };
 
 #define STORE_NO_SLOT UINT32_MAX
 #define STORE_ALL_LANES UINT32_MAX
+#define STORE_DEVICE_CHARS 48u
 
 struct store;
 struct ns;
@@ -48,9 +50,10 @@ enum store_write {
 /* Policy of a namespace as configured; applies to the name when it is created. */
 struct store_policy {
 	char name[64];
-	uint64_t share_bytes;                        /* guaranteed; 0: none */
-	uint64_t max_bytes;                          /* UINT64_MAX: the whole pool */
-	uint64_t lower_share_bytes, lower_max_bytes; /* the same of the tier below */
+	uint64_t share_bytes;                          /* guaranteed; 0: none */
+	uint64_t max_bytes;                            /* UINT64_MAX: the whole pool */
+	uint64_t lower_share_bytes, lower_max_bytes;   /* the same of the tier below */
+	uint64_t device_share_bytes, device_max_bytes; /* and of each device's pool */
 	enum store_write write;
 	const uint32_t *uids; /* borrows; who may attach */
 	uint32_t n_uids;      /* 0: anybody */
@@ -86,9 +89,10 @@ void store_configure(struct store *store, const struct store_config *config);
 
 /* Attaches @uid's session to the namespace of @desc, creating it at first use.  @user is charged for what the holder takes and must outlive
  * it (also while quarantined).  Outcomes: MISMATCH (*ret_have is the existing fingerprint, ret_want the given one), PERM, LIMIT, NOSPACE,
- * INVAL. */
+ * INVAL; with @device NOENT (there is no pool on such a device), OFFLINE. */
 struct store_attach {
 	const struct ns_desc *desc;
+	const char *device; /* borrows; NULL: host memory; else the namespace's pool there */
 	uint32_t uid;
 	bool readonly;
 	struct quota_user *user; /* borrows */
@@ -120,6 +124,7 @@ bool holder_slot(const struct holder *h, uint32_t slot, uint32_t lane, const str
                  uint64_t *ret_offset);
 bool holder_is_writable(const struct holder *h);
 const char *holder_ns_name(const struct holder *h);
+const char *holder_device(const struct holder *h);    /* of its pool; NULL: host memory */
 uint32_t holder_block_tokens(const struct holder *h); /* of one block */
 
 /* Ends a session's part in a namespace: its pins, holds and reservations are gone.  Slots it could still write go to quarantine
@@ -184,7 +189,7 @@ struct store_hint_args {
 int store_hint(struct holder *h, const struct store_hint_args *args, uint32_t *ret_known);
 
 /* One byte a key: STORE_IN_*. */
-enum { STORE_IN_G2 = 2, STORE_IN_G3 = 4 };
+enum { STORE_IN_G1 = 1, STORE_IN_G2 = 2, STORE_IN_G3 = 4 };
 void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_tiers, uint32_t *ret_present);
 
 /* Drops these blocks (children included are not: they stay as orphans).  Outcomes: NOENT (namespace), INVAL (key size). */
@@ -199,14 +204,14 @@ int store_drop(struct store *store, struct store_drop *args);
  * *ret_begun: blocks that are to be written; *ret_cannot: those of namespaces that the tier below does not take, or that are not to write there.
  * Progress is in the reports.  Outcome: NOENT. */
 int store_drain(struct store *store, const char *name, uint32_t *ret_begun, uint32_t *ret_cannot);
-/* Drops what is not in use, of one namespace or of all (@name NULL), in steps of bounded work.  @remove: and then the namespace, if nobody is
+/* Drops what is not in use, of one namespace with its pools or of all (@name NULL), in steps of bounded work.  @remove: and then the namespace, if nobody is
  * attached to it then.  Outcomes of begin: NOENT; LIMIT (@remove, and somebody is attached now).  A step answers whether that was
  * all; a @budget of 16384 is about 500 blocks.  What is stored meanwhile goes too, or not. */
 struct store_flush {
 	uint32_t dropped, kept; /* out */
 	/* where it is */
 	bool one, remove, below;
-	uint64_t number;
+	uint64_t number, only;
 	uint32_t area, place;
 };
 int store_flush_begin(struct store *store, const char *name, bool remove, struct store_flush *ret_flush);
@@ -222,12 +227,19 @@ uint64_t store_next_ns(const struct store *store); /* UINT64_MAX: nothing is due
 /* Called (from store_tick or store_reserve) when a holder keeps more pins than its limit: the caller disconnects it. */
 void store_on_pins(struct store *store, void (*cb)(void *ctx, void *owner, uint64_t pins), void *ctx);
 
+/* Device memory joins, for good: once it is online, sessions may attach to namespaces' pools in it.  @tier->user becomes the store's. */
+int store_pool_add(struct store *store, const char *device, struct tier_device *tier);
+/* Called when a device was lost, for each holder in a pool there: all it had is void, and the caller closes it. */
+void store_on_lost(struct store *store, void (*cb)(void *ctx, void *owner, struct holder *h), void *ctx);
+
 /* Sets the gauges of base/metrics.def, and counts what clients have matched in shared memory since the last time. */
 void store_metrics(struct store *store);
 
 /* ---- reports; all values are a snapshot ---- */
 struct ns_report {
 	const char *name;
+	const char *device; /* of a pool; NULL: host memory */
+	bool offline;       /* a pool whose device went */
 	const struct ns_desc *desc;
 	const uint8_t *fingerprint;
 	uint64_t share_bytes, max_bytes, used_bytes;
@@ -247,7 +259,7 @@ uint32_t store_n_namespaces(const struct store *store);
 void store_report(struct store *store, uint32_t i, struct ns_report *ret_report);
 
 struct holder_report {
-	const char *ns_name;
+	const char *ns_name, *device; /* NULL: host memory */
 	uint32_t writing, quarantined;
 	uint64_t pins, holds, looked_up, hits;
 	bool writable;

@@ -289,6 +289,15 @@ static uint8_t store_commit_one(struct holder *h, const struct store_commit *a, 
 	return STORE_NEW;
 }
 
+/* Of a pool: to its hub, parents first. */
+static void store_commit_through(struct holder *h, const struct store_commit *a)
+{
+	for (uint32_t i = 0; i < a->n; i++)
+		if (a->states[i] == STORE_NEW && a->slots[i] != STORE_NO_SLOT)
+			device_committed(store_ns_of(h), a->slots[i]);
+	device_run(store_ns_of(h)->store);
+}
+
 int store_commit(struct holder *h, struct store_commit *a)
 {
 	struct ns *ns = h->ns;
@@ -324,6 +333,8 @@ int store_commit(struct holder *h, struct store_commit *a)
 		if (a->hold && lease_hold(h, a->slots[i]) == 0)
 			held++;
 	}
+	if (store_ns_of(h)->pool)
+		store_commit_through(h, a);
 	if (ns->lower) {
 		(void)offload_run(store_ns_of(h)->store);
 		summing_run(store_ns_of(h)->store);
@@ -406,7 +417,7 @@ int store_match(struct holder *h, struct store_match *a)
 	ns->counts.hits += a->hits;
 	ns->counts.misses += a->n - a->hits;
 	metrics_add(METRIC_blocks_looked_up, a->n);
-	metrics_add(METRIC_hits_g2, a->hits);
+	metrics_add(store_ns_hits(store_ns_of(h)), a->hits);
 	metrics_add(METRIC_misses, a->n - a->hits);
 	metrics_add(METRIC_bytes_matched, a->hits * ns->desc->lane_bytes);
 	return 0;
@@ -494,13 +505,19 @@ int store_hint(struct holder *h, const struct store_hint_args *a, uint32_t *ret_
 
 void store_stat(struct holder *h, const uint8_t *keys, uint32_t n, uint8_t *ret_tiers, uint32_t *ret_present)
 {
+	struct store_ns *sn = store_ns_of(h);
+	const struct ns *host = sn->pool ? &sn->hub->ns : &sn->ns;
+
 	*ret_present = 0;
 	for (uint32_t i = 0; i < n; i++) {
 		const uint8_t *key = keys + (size_t)i * h->ns->desc->key_bytes;
-		bool here = block_find(h->ns, key) != NS_NONE;
-		bool below = h->ns->lower && lower_find(h->ns->lower, key) != LOWER_NONE;
+		uint8_t tiers = sn->pool && block_find(h->ns, key) != NS_NONE ? STORE_IN_G1 : 0;
 
-		ret_tiers[i] = (uint8_t)((here ? STORE_IN_G2 : 0) | (below ? STORE_IN_G3 : 0));
-		*ret_present += here || below;
+		if (block_find(host, key) != NS_NONE)
+			tiers |= STORE_IN_G2;
+		if (host->lower && lower_find(host->lower, key) != LOWER_NONE)
+			tiers |= STORE_IN_G3;
+		ret_tiers[i] = tiers;
+		*ret_present += tiers != 0;
 	}
 }

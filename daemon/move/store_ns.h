@@ -2,6 +2,7 @@
 #ifndef KVBMD_MOVE_STORE_NS_H
 #define KVBMD_MOVE_STORE_NS_H
 
+#include "base/metrics.h"
 #include "block/block.h"
 #include "block/lease.h"
 #include "move/store.h"
@@ -11,10 +12,26 @@ struct store_retain {
 	uint64_t until_ns;
 };
 
+/* A device, and what is being copied between it and host memory; pool.c, device.c. */
+struct store_pool {
+	struct list link;    /* in store->pools */
+	struct store *store; /* borrows */
+	char device[STORE_DEVICE_CHARS];
+	struct tier_device *tier;     /* borrows */
+	struct device_copies *copies; /* owns */
+	bool online;
+};
+
 struct store_ns {
 	struct ns ns;        /* first; in store->namespaces */
 	struct store *store; /* borrows */
-	uint64_t number;     /* rises in the list of namespaces; never that of another */
+	struct tier *tier;   /* borrows; of its regions */
+	/* In device memory.  A block there is a copy of one in the namespace of the same name in host memory, or to become one. */
+	struct store_pool *pool; /* borrows; NULL: host memory */
+	struct store_ns *hub;    /* borrows; that namespace */
+	uint32_t n_pools;        /* of host memory: those whose hub it is */
+	bool lost;       /* its device is, and with it all that was in it: it goes when nobody uses it any more */
+	uint64_t number; /* rises in the list of namespaces; never that of another */
 	struct ns_desc desc;
 	struct tier_object index, records; /* owns */
 	struct tier_region *memory;        /* owns; one a region number */
@@ -30,9 +47,9 @@ struct store_ns {
 	/* below host memory; ns.lower is NULL where there is no such tier for it */
 	enum store_write write;
 	uint32_t lower_areas, lower_share, lower_max; /* areas: had, guaranteed, at most */
-	uint32_t n_transfers, n_onboards;
-	uint32_t wanted;               /* slots that somebody waits for; 0: nobody does */
-	struct store_through *through; /* owns; a ring of STORE_THROUGH, NULL until first used */
+	uint32_t n_transfers, n_onboards, n_copies;   /* copies: batches of device.c */
+	uint32_t wanted;                              /* slots that somebody waits for; 0: nobody does */
+	struct store_through *through; /* owns; a ring of STORE_THROUGH, NULL until first used; of a pool: for its hub */
 	uint32_t through_head, through_tail;
 	struct store_through *unsummed; /* owns; the same, of blocks without a checksum */
 	uint32_t unsummed_head, unsummed_tail;
@@ -53,6 +70,7 @@ struct mover {
 	struct transfer *pool;                 /* owns */
 	struct list free, running, unsummed;   /* borrow from pool */
 	uint32_t n_running, n_down, n_summing; /* n_down: of those running */
+	uint32_t n_device;                     /* batches of device.c */
 	struct summing *summing;               /* owns */
 	struct scrub *scrub;                   /* owns */
 	struct list onboards;                  /* borrows: struct store_onboard, begun and not done */
@@ -90,9 +108,12 @@ struct store {
 	struct store_config config;
 	struct list namespaces; /* owns: struct store_ns */
 	uint32_t n_namespaces;
+	struct list pools; /* owns: struct store_pool */
 	uint64_t last_number;
 	void (*on_pins)(void *ctx, void *owner, uint64_t pins);
 	void *on_pins_ctx;
+	void (*on_lost)(void *ctx, void *owner, struct holder *h);
+	void *on_lost_ctx;
 	struct store_victim *victims; /* owns; condemned in the request in hand */
 	uint32_t n_victims, cap_victims;
 	struct store_plan plan[STORE_MAX_PLAN];
@@ -108,12 +129,24 @@ static inline struct store_ns *store_ns_of(struct holder *h)
 	return ((struct store_holder *)h)->sn;
 }
 
+/* The counter of hits there. */
+static inline enum metric store_ns_hits(const struct store_ns *sn)
+{
+	return sn->pool ? METRIC_hits_g1 : METRIC_hits_g2;
+}
+
 static inline struct store_ns *store_ns_at(struct list *it)
 {
 	return container_of(container_of(it, struct ns, link), struct store_ns, ns);
 }
 
+/* In host memory. */
 struct store_ns *store_find(struct store *store, const char *name);
+/* @pool NULL: in host memory. */
+struct store_ns *store_find_in(struct store *store, const char *name, const struct store_pool *pool);
+/* @salt NULL: one of this run. */
+int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t salt[2], struct store_pool *pool,
+                 struct store_ns **ret_sn);
 /* What @h matched in shared memory since the last time joins the counts of its namespace. */
 void store_holder_count(struct holder *h);
 /* Nobody is attached to it. */
@@ -151,8 +184,8 @@ uint64_t store_next_waiter_ns(const struct store *store);
 int space_condemn(struct store *store, struct ns *ns, uint32_t slot);
 uint32_t space_settle(struct store *store, uint32_t from, enum why_reason reason, uint32_t *ret_kept);
 void space_region_drop(struct store_ns *sn, uint32_t region);
-/* No copy names it any more: whoever was told of it is told so. */
-void space_region_gone(const struct store *store, const struct tier_region *region);
+/* No copy names it any more: whoever was told of it, as host memory, is told so. */
+void space_region_gone(const struct store_ns *sn, const struct tier_region *region);
 /* Sets max_bytes: call after used_bytes went down or allowed_bytes changed. */
 void store_ns_limit(struct store_ns *sn);
 

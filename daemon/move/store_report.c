@@ -65,6 +65,8 @@ void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 		struct ns *ns = &sn->ns;
 		struct ns_report r = {
 			.name = sn->desc.name,
+			.device = sn->pool ? sn->pool->device : NULL,
+			.offline = sn->lost,
 			.desc = &sn->desc,
 			.fingerprint = ns->fingerprint,
 			.share_bytes = sn->share_bytes,
@@ -99,7 +101,10 @@ void store_report(struct store *store, uint32_t i, struct ns_report *ret_report)
 
 void holder_report(const struct holder *h, struct holder_report *ret_report)
 {
-	*ret_report = (struct holder_report){ .ns_name = h->ns->desc->name, .writable = h->writable, .holds = h->own_total };
+	*ret_report = (struct holder_report){ .ns_name = h->ns->desc->name,
+		                              .device = holder_device(h),
+		                              .writable = h->writable,
+		                              .holds = h->own_total };
 	list_for_each(it, &h->leases) {
 		const struct lease *lease = container_of(it, struct lease, in_holder);
 
@@ -150,18 +155,37 @@ static void report_block_lower(const struct ns *ns, uint32_t lower, struct block
 	ret->lower_reads = c->busy;
 }
 
+/* Is it in a pool? */
+static uint8_t report_block_pools(const struct store_ns *hub, const uint8_t *key)
+{
+	list_for_each(it, &hub->store->namespaces) {
+		const struct store_ns *sn = store_ns_at(it);
+
+		if (sn->hub == hub && !sn->lost && block_find(&sn->ns, key) != NS_NONE)
+			return STORE_IN_G1;
+	}
+	return 0;
+}
+
 int store_block(struct store *store, const char *name, const struct key *key, struct block_report *ret)
 {
 	struct store_ns *sn = store_find(store, name);
 	uint32_t slot, lower;
+	uint8_t tiers;
 
 	if (!sn || key->len != sn->desc.key_bytes)
 		return STORE_E_NOENT;
+	tiers = report_block_pools(sn, key->bytes);
 	slot = block_find(&sn->ns, key->bytes);
 	lower = sn->ns.lower ? lower_find(sn->ns.lower, key->bytes) : LOWER_NONE;
-	if (slot == NS_NONE && lower == LOWER_NONE)
+	if (slot == NS_NONE && lower == LOWER_NONE && tiers == 0)
 		return STORE_E_NOENT;
-	*ret = (struct block_report){ .key = *key, .state = slot != NS_NONE ? "registered" : "below", .slot = STORE_NO_SLOT };
+	*ret = (struct block_report){ .key = *key,
+		                      .state = slot != NS_NONE ? "registered"
+		                               : tiers         ? "on a device"
+		                                               : "below",
+		                      .slot = STORE_NO_SLOT,
+		                      .tiers = tiers };
 	if (lower != LOWER_NONE)
 		report_block_lower(&sn->ns, lower, ret);
 	if (slot != NS_NONE)
@@ -191,16 +215,18 @@ int store_why(struct store *store, const char *name, const struct key *key, uint
 
 void store_metrics(struct store *store)
 {
-	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, resident = 0, bytes = 0, leases = 0, pins = 0;
-	uint64_t lower[5] = { 0 };
+	uint64_t of[2][5] = { 0 }, lower[5] = { 0 }; /* of: host memory, pools */
+	uint64_t resident = 0, leases = 0, pins = 0;
 
 	list_for_each(it, &store->namespaces) {
 		const struct store_ns *sn = store_ns_at(it);
+		uint64_t *g = of[sn->pool != NULL];
 
-		slots += sn->ns.n_slots;
-		free_slots += sn->ns.n_free;
-		used += sn->ns.n_used + sn->ns.n_partial;
-		quarantined += sn->ns.n_quarantined;
+		g[0] += sn->ns.n_slots;
+		g[1] += sn->ns.n_free;
+		g[2] += sn->ns.n_used + sn->ns.n_partial;
+		g[3] += sn->ns.n_quarantined;
+		g[4] += sn->used_bytes;
 		resident += sn->ns.n_used;
 		if (sn->ns.lower) {
 			lower[0] += sn->ns.lower->n_slots;
@@ -210,7 +236,6 @@ void store_metrics(struct store *store)
 			lower[4] += sn->ns.lower->n_retired;
 			resident += sn->ns.lower->n_present - sn->ns.twins;
 		}
-		bytes += sn->used_bytes;
 		list_for_each(hit, &sn->ns.holders) {
 			struct holder *h = container_of(hit, struct holder, in_ns);
 
@@ -219,17 +244,22 @@ void store_metrics(struct store *store)
 			pins += h->own_total + lease_claimed_pins(h);
 		}
 	}
-	metrics_set(METRIC_g2_slots, slots);
-	metrics_set(METRIC_g2_slots_free, free_slots);
-	metrics_set(METRIC_g2_slots_used, used);
-	metrics_set(METRIC_g2_slots_quarantined, quarantined);
+	metrics_set(METRIC_g1_slots, of[1][0]);
+	metrics_set(METRIC_g1_slots_free, of[1][1]);
+	metrics_set(METRIC_g1_slots_used, of[1][2]);
+	metrics_set(METRIC_g1_slots_quarantined, of[1][3]);
+	metrics_set(METRIC_g1_bytes, of[1][4]);
+	metrics_set(METRIC_g2_slots, of[0][0]);
+	metrics_set(METRIC_g2_slots_free, of[0][1]);
+	metrics_set(METRIC_g2_slots_used, of[0][2]);
+	metrics_set(METRIC_g2_slots_quarantined, of[0][3]);
 	metrics_set(METRIC_g3_slots, lower[0]);
 	metrics_set(METRIC_g3_slots_free, lower[1]);
 	metrics_set(METRIC_g3_slots_used, lower[2]);
 	metrics_set(METRIC_g3_slots_quarantined, lower[3]);
 	metrics_set(METRIC_g3_slots_retired, lower[4]);
 	metrics_set(METRIC_blocks_resident, resident);
-	metrics_set(METRIC_g2_bytes, bytes);
+	metrics_set(METRIC_g2_bytes, of[0][4]);
 	metrics_set(METRIC_leases, leases);
 	metrics_set(METRIC_pins, pins);
 	metrics_set(METRIC_namespaces, store->n_namespaces);
@@ -270,7 +300,8 @@ static void check_slot(const struct ns *ns, uint32_t slot, struct check_counts *
 	c->by_state[state]++;
 	if (state != SHM_REGISTERED) {
 		assert(b->heat.where == HEAT_NOWHERE);
-		c->reading += state == SHM_PARTIAL && ns->moving && ns->moving[slot];
+		c->reading += state == SHM_PARTIAL &&
+		              ((ns->moving && ns->moving[slot]) || (ns->copies && ns->copies[slot]));
 		return;
 	}
 	assert(block_find(ns, ns->records[slot].key) == slot);
@@ -352,8 +383,11 @@ void store_check(struct store *store)
 
 	assert(store->n_victims == 0 && store->n_plan == 0);
 	list_for_each(it, &store->namespaces) {
-		check_ns(store_ns_at(it));
-		used += store_ns_at(it)->used_bytes;
+		const struct store_ns *sn = store_ns_at(it);
+
+		check_ns(sn);
+		used += sn->pool ? 0 : sn->used_bytes;
+		assert(!sn->hub || (sn->pool && sn->hub->n_pools > 0 && !sn->ns.lower));
 	}
 	host->ops->stat(host, &stat);
 	assert(stat.used_bytes == used && used <= stat.size_bytes);

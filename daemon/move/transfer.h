@@ -91,6 +91,38 @@ uint64_t onboard_next_ns(const struct store *store);
 /* The block of @w: STORE_ONBOARD_*.  @slot: where it is, for DONE. */
 void onboard_settle(struct onboard_want *w, uint8_t status, uint32_t slot);
 
+/* A device has gone: whoever waits for blocks in a pool there is told. */
+void onboard_lost(struct store *store);
+
+/* ---- pool.c ---- */
+
+int pool_ns_init(struct store_ns *sn);
+/* The pool of @hub on @device, made if it is not there.  Outcomes: as store_attach(). */
+int pool_find_ns(struct store_ns *hub, const char *device, struct store_ns **ret_sn);
+/* Nobody uses it. */
+bool pool_ns_may_go(const struct store_ns *sn);
+/* Somebody less uses it: if it is lost, and he was the last, it goes. */
+void pool_ns_end(struct store_ns *sn);
+void pool_free_all(struct store *store);
+
+/* ---- device.c ---- */
+
+int device_init(struct store_pool *pool);
+void device_deinit(struct store_pool *pool);
+/* @slot of a pool was committed just now: it is to be copied to its hub. */
+void device_committed(struct store_ns *sn, uint32_t slot);
+/* Copies whatever can be copied now. */
+void device_run(struct store *store);
+/* Begins to copy the hub's block in @hub_slot into a free slot of the pool @sn (n_free > 0), once device_submit_all() is called: where those who
+ * wait for it are to be listed (struct onboard_want).  NULL: not now.  device_find_up(): a copy of it that has begun already. */
+struct list *device_up(struct store_ns *sn, uint32_t hub_slot);
+struct list *device_find_up(struct store_ns *sn, uint32_t hub_slot);
+void device_submit_all(struct store *store);
+/* Some could not be submitted: try again soon. */
+bool device_is_pending(const struct store *store);
+/* Those that were not submitted end. */
+void device_lost(struct store_pool *pool);
+
 /* ---- store_lower.c ---- */
 
 /* A free slot below (WRITING), making room as the policy allows; LOWER_NONE. */

@@ -110,6 +110,7 @@ static void wait_round(struct store *store, uint64_t now_ns)
 		more = offload_run(store) && !(list_empty(&store->mover.reserves) && list_empty(&store->mover.waiters));
 	}
 	summing_run(store);
+	device_run(store);
 }
 
 void store_moved(struct store *store)
@@ -135,6 +136,8 @@ uint64_t store_next_waiter_ns(const struct store *store)
 
 		next = w->deadline_ns < next ? w->deadline_ns : next;
 	}
+	if (device_is_pending(store))
+		return 0;
 	list_for_each(it, &store->namespaces)
 		if (store_ns_at(it)->drain_more)
 			return 0;
@@ -156,5 +159,6 @@ void store_lower_gone(struct store *store)
 
 bool store_is_moving(const struct store *store)
 {
-	return store->mover.n_running > 0 || store->mover.n_summing > 0 || scrub_is_running(store);
+	return store->mover.n_running > 0 || store->mover.n_summing > 0 || store->mover.n_device > 0 ||
+	       scrub_is_running(store);
 }

@@ -30,6 +30,8 @@ struct tier_region {
 	int ro_fd;     /* the same re-opened O_RDONLY: what a reader is sent */
 	bool huge;     /* on huge pages */
 	void *priv;    /* the tier's */
+	/* Device memory, which has no base: clients open it by this, or by fd (ro_fd is the same then: who has it may write). */
+	const uint8_t *handle; /* the tier's; 64 bytes; NULL: by fd */
 };
 
 /* A small shared object with one writer.  For the daemon's own (index, records) clients are sent ro_fd only; for a session page
@@ -90,6 +92,51 @@ struct tier_ops {
 /* Embedded first in each tier. */
 struct tier {
 	const struct tier_ops *ops;
+};
+
+/* ---- device memory: regions that are not mapped here, reached by copies from and to host memory ---- */
+
+/* Lane l's slice is at l * lane_area + offset of its region, at both ends. */
+struct tier_copy_block {
+	const struct tier_region *device, *host; /* borrow */
+	uint64_t device_offset, device_lane_area, host_offset, host_lane_area;
+};
+
+/* The caller's memory, which is the tier's from a copy() that returned 0 until cb. */
+struct tier_copy {
+	/* 0; TIER_E_IO: not copied, or not all of it; TIER_E_GONE: so, because the device was lost.  From then on nothing of it is touched,
+	 * so that of a device that is lost it comes late, or not before the end.  Never inline. */
+	void (*cb)(struct tier_copy *copy, int r);
+	bool up; /* to the device */
+	uint64_t lane_bytes;
+	uint32_t lanes, n;
+	const struct tier_copy_block *blocks;
+	/* the tier's */
+	struct list link;
+	void *room;
+};
+
+struct tier_device;
+struct tier_device_ops {
+	/* Outcomes: TIER_E_FULL, as many are under way as may be; TIER_E_GONE; TIER_E_NOMEM. */
+	int (*copy)(struct tier_device *t, struct tier_copy *copy);
+};
+
+/* What such a tier tells its one user. */
+struct tier_device_user {
+	/* It is there, and its memory new; or it is lost, and with it all that was in its regions. */
+	void (*on_online)(void *ctx, bool online);
+	/* region_make() may give something that it did not have before. */
+	void (*on_room)(void *ctx);
+	void *ctx;
+};
+
+/* Embedded first.  Its tier makes no objects. */
+struct tier_device {
+	struct tier tier;
+	const struct tier_device_ops *ops;
+	struct tier_device_user user; /* the user's to set */
+	bool lends_handles;           /* a region must not be dropped while somebody may have it open */
 };
 
 /* ---- tiers below host memory: slots in areas, reached by copies from and to host memory ---- */

@@ -52,6 +52,7 @@ static inline void fix_new_with(struct fix *f, uint64_t mib, const struct store_
 	snprintf(f->policies[1].name, sizeof(f->policies[1].name), "b");
 	f->policies[0].max_bytes = f->policies[1].max_bytes = UINT64_MAX;
 	f->policies[0].lower_max_bytes = f->policies[1].lower_max_bytes = UINT64_MAX;
+	f->policies[0].device_max_bytes = f->policies[1].device_max_bytes = UINT64_MAX;
 	f->policies[0].write = f->policies[1].write = with ? with->write : STORE_WRITE_ON_EVICT;
 	f->uid.limit[QUOTA_SLOTS] = f->uid.limit[QUOTA_HOLDS] = 1000;
 	f->user.session.limit[QUOTA_SLOTS] = f->user.session.limit[QUOTA_HOLDS] = 1000;
