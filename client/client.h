@@ -45,7 +45,9 @@ struct life {
 };
 
 struct view_region {
-	void *base; /* owns; NULL: not mapped */
+	void *base; /* owns; NULL: not mapped; of a pool: an address on its device */
+	void (*unmap)(void *mapping);
+	void *mapping; /* owns; what unmap() takes; NULL: host memory */
 	uint64_t size, lane_area;
 	uint32_t serial;
 	uint32_t used; /* slots of it that the caller has reserved, or holds by message */
@@ -59,6 +61,7 @@ struct view {
 	uint32_t epoch;
 	uint32_t number; /* of the namespace in this connection's requests */
 	bool writable, retired;
+	uint32_t tier; /* KVBM_TIER_* of its slots */
 	uint64_t max_pins;
 	/* owns the mappings */
 	const struct shm_ns *shm;
@@ -76,7 +79,7 @@ struct view {
 struct kvbm_ns {
 	struct kvbm *kvbm; /* borrows */
 	struct kvbm_model model;
-	char name[64], model_text[256], hash_algo[64], salt[256]; /* what model points to */
+	char name[64], model_text[256], hash_algo[64], salt[256], device[64]; /* what model points to */
 	/* as first attached */
 	uint8_t fingerprint[16];
 	uint64_t lane_bytes;
@@ -208,6 +211,8 @@ void kvbm__adoptions_free(struct kvbm_ns *ns, bool forked);
 /* Takes the descriptors.  NULL: what they show is not as it must be; *ret_why says what. */
 struct view *kvbm__view_new(const int fds[3], const Kvbm__AttachReply *reply, struct life *life, const char **ret_why);
 void kvbm__view_free(struct view *v);
+/* Harmless when it is not mapped. */
+void kvbm__region_unmap(struct view_region *r);
 /* ns->lock is held: the current view becomes a retired one, or goes at once when nothing of it is in use. */
 void kvbm__view_retire(struct kvbm_ns *ns);
 /* ns->lock is held: retired views that nothing is used of any more go. */
@@ -242,7 +247,7 @@ static inline void kvbm__view_span(const struct view *v, uint32_t slot, uint32_t
 		.slot = slot,
 		.generation = generation,
 		.region = v->epoch << CLIENT_REGION_BITS | (region + 1),
-		.tiers = KVBM_TIER_G2,
+		.tiers = v->tier,
 		.offset = (uint64_t)(slot - (region << v->shift)) * v->lane_stride,
 		.length = v->lane_bytes,
 	};

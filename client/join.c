@@ -125,6 +125,7 @@ void kvbm__model_message(const struct kvbm_ns *ns, Kvbm__AttachRequest *m)
 	m->lanes = ns->model.lanes;
 	m->key_bytes = ns->model.key_bytes;
 	m->flags = ns->model.flags;
+	m->device = (char *)ns->model.device;
 }
 
 static int join_post(struct kvbm *k)
@@ -211,6 +212,7 @@ int kvbm__attached(struct kvbm_ns *ns, struct answer *a)
 	pthread_mutex_lock(&ns->lock);
 	ns->epochs = (ns->epochs + 1) & CLIENT_EPOCH_MASK;
 	v->epoch = ns->epochs;
+	v->tier = *ns->model.device ? KVBM_TIER_G1 : KVBM_TIER_G2;
 	ns->view = v;
 	ns->refused = 0;
 	pthread_mutex_unlock(&ns->lock);

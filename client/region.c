@@ -43,17 +43,61 @@ static bool region_fits(const struct view *v, const struct shm_region *r, uint64
 	return r->size == size && r->n_slots > 0 && r->lane_area <= size / v->lanes && last + v->lane_bytes <= r->lane_area;
 }
 
+/* Host memory: what the descriptor shows. */
+static int region_map_host(const struct kvbm_ns *ns, const struct shm_region *table, int fd, struct view_region *ret)
+{
+	struct kvbm *k = ns->kvbm;
+	const struct view *v = ns->view;
+	struct stat st;
+
+	if (fd < 0 || fstat(fd, &st) != 0)
+		return kvbm__fail(k, KVBM_E_PROTO, "the daemon sent no region");
+	ret->size = (uint64_t)st.st_size;
+	if (!region_fits(v, table, ret->size))
+		return kvbm__fail(k, KVBM_E_PROTO, "a region is not what the index says of it");
+	ret->base = region_mmap(fd, ret->size, PROT_READ | (v->writable ? PROT_WRITE : 0));
+	if (!ret->base)
+		return kvbm__fail(k, KVBM_E_SYS, "a region cannot be mapped: %s", strerror(errno));
+	return 0;
+}
+
+/* Device memory: the mapper knows how. */
+static int region_map_device(const struct kvbm_ns *ns, const struct shm_region *table, int fd,
+                             const struct kvbm_mapper *mapper, struct view_region *ret)
+{
+	struct kvbm *k = ns->kvbm;
+	const Kvbm__RegionReply *reply = k->answer.reply->region;
+	struct kvbm_device_region region = { .device = ns->model.device,
+		                             .size = reply->size,
+		                             .writable = ns->view->writable,
+		                             .fd = fd };
+	char why[256] = "";
+	uint64_t base;
+	int e;
+
+	if ((reply->handle.len != sizeof(region.handle)) == (fd < 0) || !region_fits(ns->view, table, reply->size))
+		return kvbm__fail(k, KVBM_E_PROTO, "a region of device memory is not what the index says of it");
+	if (fd < 0)
+		memcpy(region.handle, reply->handle.data, sizeof(region.handle));
+	e = mapper->map(&region, &base, &ret->mapping, why, sizeof(why));
+	if (e < 0)
+		return kvbm__fail(k, -e, "a region of %s cannot be opened: %s", ns->model.device, why);
+	ret->base = (void *)(uintptr_t)base;
+	ret->size = reply->size;
+	ret->unmap = mapper->unmap;
+	return 0;
+}
+
 /* kvbm->lock is held, and the session ready. */
-static int region_fetch(struct kvbm_ns *ns, uint32_t index, uint32_t serial, uint64_t deadline_ns)
+static int region_fetch(struct kvbm_ns *ns, uint32_t index, uint32_t serial, const struct kvbm_mapper *mapper,
+                        uint64_t deadline_ns)
 {
 	struct kvbm *k = ns->kvbm;
 	struct view *v = ns->view;
 	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_REGION, .ns = ns };
 	Kvbm__RegionRequest m = KVBM__REGION_REQUEST__INIT;
 	const struct shm_region *table = &v->shm->regions[index];
-	struct view_region *r = &v->regions[index];
-	void *base = NULL;
-	struct stat st;
+	struct view_region now = { .serial = serial }, *r = &v->regions[index];
 	int fd, e;
 
 	m.ns = v->number;
@@ -62,30 +106,42 @@ static int region_fetch(struct kvbm_ns *ns, uint32_t index, uint32_t serial, uin
 	if (e < 0)
 		return e;
 	fd = kvbm__answer_take_fd(&k->answer, 0);
-	if (fd < 0 || !k->answer.reply->region || fstat(fd, &st) != 0)
+	if (!k->answer.reply->region)
 		e = kvbm__fail(k, KVBM_E_PROTO, "the daemon sent no region");
-	else if (!region_fits(v, table, (uint64_t)st.st_size))
-		e = kvbm__fail(k, KVBM_E_PROTO, "region %u is not what the index says of it", serial);
-	else if (!(base = region_mmap(fd, (uint64_t)st.st_size, PROT_READ | (v->writable ? PROT_WRITE : 0))))
-		e = kvbm__fail(k, KVBM_E_SYS, "region %u cannot be mapped: %s", serial, strerror(errno));
+	else if (mapper)
+		e = region_map_device(ns, table, fd, mapper, &now);
+	else
+		e = region_map_host(ns, table, fd, &now);
 	kvbm__answer_drop(&k->answer);
 	if (fd >= 0)
 		close(fd);
 	if (e < 0)
 		return e;
 	pthread_mutex_lock(&ns->lock);
-	if (r->base)
-		munmap(r->base, r->size);
-	r->base = base;
-	r->size = (uint64_t)st.st_size;
-	r->lane_area = table->lane_area;
-	r->serial = serial;
+	kvbm__region_unmap(r);
+	now.lane_area = table->lane_area;
+	now.used = r->used;
+	now.held = r->held;
+	*r = now;
 	pthread_mutex_unlock(&ns->lock);
 	return 0;
 }
 
+/* Device memory that the daemon took back, and that others wait for. */
+static void region_unmap_stale(struct kvbm_ns *ns)
+{
+	struct view *v = ns->view;
+
+	pthread_mutex_lock(&ns->lock);
+	for (uint32_t i = 0; i < v->n_regions; i++)
+		if (v->regions[i].mapping &&
+		    v->regions[i].serial != atomic_load_explicit(&v->shm->regions[i].serial, memory_order_relaxed))
+			kvbm__region_unmap(&v->regions[i]);
+	pthread_mutex_unlock(&ns->lock);
+}
+
 /* Maps the region of @span.  0: ask again. */
-static int region_map(struct kvbm_ns *ns, const struct kvbm_span *span)
+static int region_map(struct kvbm_ns *ns, const struct kvbm_span *span, const struct kvbm_mapper *mapper)
 {
 	struct kvbm *k = ns->kvbm;
 	uint64_t deadline;
@@ -105,7 +161,9 @@ static int region_map(struct kvbm_ns *ns, const struct kvbm_span *span)
 		else if (serial == 0)
 			r = kvbm__fail(k, KVBM_E_STALE, "the slot's region is no longer there");
 		else
-			r = region_fetch(ns, index, serial, deadline);
+			r = region_fetch(ns, index, serial, mapper, deadline);
+		if (r == 0 && mapper)
+			region_unmap_stale(ns);
 	}
 	pthread_mutex_unlock(&k->lock);
 	return r;
@@ -137,26 +195,55 @@ static void *region_address(struct kvbm_ns *ns, const struct kvbm_span *span, ui
 	return (char *)r->base + lane * r->lane_area + span->offset;
 }
 
-void *kvbm_data(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane)
+/* kvbm->error says why not. */
+static void *region_refuse(struct kvbm *k, int code, const char *why)
 {
-	struct kvbm *k = ns->kvbm;
+	pthread_mutex_lock(&k->lock);
+	kvbm__fail(k, code, "%s", why);
+	pthread_mutex_unlock(&k->lock);
+	return NULL;
+}
+
+static void *region_data(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane, const struct kvbm_mapper *mapper)
+{
 	const char *why = NULL;
 	void *p = NULL;
 
-	if (kvbm__is_forked(k))
-		return NULL;
 	for (int tries = 0; tries < 2 && !p; tries++) {
-		if (tries > 0 && region_map(ns, span) < 0)
+		if (tries > 0 && region_map(ns, span, mapper) < 0)
 			return NULL;
 		pthread_mutex_lock(&ns->lock);
 		p = region_address(ns, span, lane, &why);
 		pthread_mutex_unlock(&ns->lock);
-		if (!p && why) {
-			pthread_mutex_lock(&k->lock);
-			kvbm__fail(k, KVBM_E_STALE, "%s", why);
-			pthread_mutex_unlock(&k->lock);
-			return NULL;
-		}
+		if (!p && why)
+			return region_refuse(ns->kvbm, KVBM_E_STALE, why);
 	}
 	return p;
+}
+
+void *kvbm_data(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane)
+{
+	if (kvbm__is_forked(ns->kvbm))
+		return NULL;
+	if (*ns->model.device)
+		return region_refuse(ns->kvbm, KVBM_E_INVAL,
+		                     "the block is in device memory: kvbm_cuda_data() of libkvbm-cuda has its address");
+	return region_data(ns, span, lane, NULL);
+}
+
+int kvbm_device_address(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane,
+                        const struct kvbm_mapper *mapper, uint64_t *ret_address)
+{
+	struct kvbm *k = ns->kvbm;
+	void *p;
+
+	if (kvbm__is_forked(k))
+		return -KVBM_E_FORKED;
+	if (!*ns->model.device) {
+		(void)region_refuse(k, KVBM_E_INVAL, "the block is in host memory: kvbm_data() has its address");
+		return -KVBM_E_INVAL;
+	}
+	p = region_data(ns, span, lane, mapper);
+	*ret_address = (uintptr_t)p;
+	return p ? 0 : -KVBM_E_STALE;
 }

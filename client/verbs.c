@@ -14,6 +14,31 @@
 
 /* ---- beginning and ending a call ---- */
 
+/* Of a pool: its device was lost, and what was in it with it. */
+static bool verb_is_lost(const struct kvbm_ns *ns)
+{
+	return ns->view && *ns->model.device && atomic_load_explicit(&ns->view->shm->closed, memory_order_relaxed);
+}
+
+/* The pool of the device's next life, if that has begun. */
+static int verb_attach_again(struct kvbm_ns *ns, uint64_t deadline_ns)
+{
+	struct kvbm *k = ns->kvbm;
+	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_ATTACH };
+	Kvbm__AttachRequest m;
+	int r;
+
+	pthread_mutex_lock(&ns->lock);
+	kvbm__view_retire(ns);
+	pthread_mutex_unlock(&ns->lock);
+	kvbm__model_message(ns, &m);
+	r = kvbm__call(k, &what, &m.base, deadline_ns);
+	if (r == 0)
+		r = kvbm__attached(ns, &k->answer);
+	kvbm__answer_drop(&k->answer);
+	return r;
+}
+
 int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_ns)
 {
 	int r;
@@ -23,6 +48,8 @@ int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_
 	pthread_mutex_lock(&k->lock);
 	*ret_deadline_ns = kvbm__now_ns() + (uint64_t)k->timeout_ms * 1000000u;
 	r = kvbm__ready(k, *ret_deadline_ns);
+	if (r == 0 && ns && (verb_is_lost(ns) || (!ns->view && *ns->model.device)))
+		r = verb_attach_again(ns, *ret_deadline_ns);
 	if (r == 0 && ns && !ns->view)
 		r = -(ns->refused ? ns->refused : KVBM_E_GONE);
 	if (r < 0)
@@ -116,7 +143,8 @@ static bool attach_copy(struct kvbm_ns *ns, const struct kvbm_model *m)
 	if (!attach_text(m->name, ns->name, sizeof(ns->name), &ns->model.name) ||
 	    !attach_text(m->model, ns->model_text, sizeof(ns->model_text), &ns->model.model) ||
 	    !attach_text(m->hash_algo, ns->hash_algo, sizeof(ns->hash_algo), &ns->model.hash_algo) ||
-	    !attach_text(m->salt, ns->salt, sizeof(ns->salt), &ns->model.salt))
+	    !attach_text(m->salt, ns->salt, sizeof(ns->salt), &ns->model.salt) ||
+	    !attach_text(m->device, ns->device, sizeof(ns->device), &ns->model.device))
 		return false;
 	if (m->page_size == 0)
 		ns->model.page_size = 16;

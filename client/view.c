@@ -91,13 +91,21 @@ struct view *kvbm__view_new(const int fds[3], const Kvbm__AttachReply *reply, st
 	return v;
 }
 
+void kvbm__region_unmap(struct view_region *r)
+{
+	if (r->mapping)
+		r->unmap(r->mapping);
+	else if (r->base)
+		munmap(r->base, r->size);
+	r->base = r->mapping = NULL;
+}
+
 void kvbm__view_free(struct view *v)
 {
 	if (!v)
 		return;
 	for (uint32_t i = 0; v->regions && i < v->n_regions; i++)
-		if (v->regions[i].base)
-			munmap(v->regions[i].base, v->regions[i].size);
+		kvbm__region_unmap(&v->regions[i]);
 	free(v->regions);
 	if (v->shm)
 		munmap((void *)v->shm, v->shm_size);
@@ -119,12 +127,10 @@ static bool view_shrink(struct view *v)
 	for (uint32_t i = 0; i < v->n_regions; i++) {
 		struct view_region *r = &v->regions[i];
 
-		if (r->held || r->used) {
+		if (r->held || r->used)
 			empty = false;
-		} else if (r->base) {
-			munmap(r->base, r->size);
-			r->base = NULL;
-		}
+		else
+			kvbm__region_unmap(r);
 	}
 	return empty;
 }

@@ -95,6 +95,10 @@ struct kvbm_model {
 	const char *hash_algo; /* e.g. "sha256_cbor"; NULL: "" */
 	const char *salt;      /* tenant or hash seed; NULL: "" */
 	unsigned flags;        /* KVBM_NS_* */
+	/* UUID of a GPU ("GPU-...", as nvidia-smi -L has it): the namespace's pool in its memory.  Blocks there are reserved, matched and
+	 * held as any; what is committed is copied to the namespace in host memory, and kvbm_onboard() brings blocks up from there.
+	 * Addresses: kvbm_cuda_data() of kvbm_cuda.h.  NULL: host memory. */
+	const char *device;
 };
 #define KVBM_NS_CONFIRM 1u  /* shared-memory look-ups also compare the whole key (one cache line more a block) */
 #define KVBM_NS_READONLY 2u /* this session will not write: regions are mapped read-only */
@@ -122,7 +126,8 @@ int kvbm_open(const struct kvbm_options *options, struct kvbm **ret_kvbm);
 void kvbm_close(struct kvbm *kvbm);
 
 /* Attaches to the namespace @model describes, creating it if nobody has.  The result lives until kvbm_close().
- * Errors: INVAL, MISMATCH, PERM, LIMIT (number of namespaces), NOSPACE (a block is larger than the pool), GONE. */
+ * Errors: INVAL, MISMATCH, PERM, LIMIT (number of namespaces), NOSPACE (a block is larger than the pool), GONE; with a device NOENT (there are no
+ * pools on it: g1.size), BUSY (it is offline for now). */
 int kvbm_attach(struct kvbm *kvbm, const struct kvbm_model *model, struct kvbm_ns **ret_ns);
 
 uint64_t kvbm_lane_bytes(const struct kvbm_ns *ns); /* bytes of one lane's slice */
@@ -204,6 +209,24 @@ int kvbm_release(struct kvbm_ns *ns, const struct kvbm_span *spans, uint32_t n);
 /* Address of @lane's slice of a held (readable) or reserved (writable) block, mapping its region at first use.
  * NULL: cannot be mapped (stale span, daemon gone); kvbm_error() says why.  The address is good while the block is held. */
 void *kvbm_data(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane);
+
+/* For libraries that open device memory, which this one does not: the same of a pool's block, as an address on its device.  kvbm_cuda.h has it ready
+ * for CUDA.  @mapper opens a region at first use; it is kept until the namespace needs it no more.
+ * Errors: INVAL (host memory), STALE (no such address: kvbm_error() says why), FORKED. */
+struct kvbm_device_region {
+	const char *device; /* UUID */
+	uint64_t size;
+	int writable;             /* 0: to be mapped read-only, where that can be */
+	int fd;                   /* of cuMem memory, closed by the caller of map(); -1: there is a handle */
+	unsigned char handle[64]; /* a cudaIpcMemHandle */
+};
+struct kvbm_mapper {
+	/* 0 with *ret_base and *ret_mapping (not NULL); or -KVBM_E_* with a text of at most @size bytes in @why. */
+	int (*map)(const struct kvbm_device_region *region, uint64_t *ret_base, void **ret_mapping, char *why, size_t size);
+	void (*unmap)(void *mapping);
+};
+int kvbm_device_address(struct kvbm_ns *ns, const struct kvbm_span *span, uint32_t lane,
+                        const struct kvbm_mapper *mapper, uint64_t *ret_address);
 
 /* Advice; the daemon may ignore it.  RELEASE: these blocks will hardly be used again.  RETAIN: keep for @ttl_ms,
  * @priority 0..100.  TOUCH: as if used now.  Returns the number of blocks that were known. */

@@ -130,6 +130,10 @@ static void attach_fail(struct reply *reply, int r, const char *name, const uint
 		fingerprint_text(want, want_text);
 		reply_fail(reply, REPLY_MISMATCH, "namespace %s exists with fingerprint %s, yours is %s", name,
 		           have_text, want_text);
+	} else if (r == STORE_E_NOENT || r == STORE_E_OFFLINE) {
+		reply_fail(reply, r == STORE_E_NOENT ? REPLY_NOENT : REPLY_BUSY, "namespace %s: %s", name,
+		           r == STORE_E_NOENT ? "there are no pools on a device of that name"
+		                              : "its device is offline for now");
 	} else if (r == STORE_E_NOSPACE) {
 		reply_fail(reply, REPLY_NOSPACE, "namespace %s: the pool has no room for its blocks or its index", name);
 	} else {
@@ -155,6 +159,7 @@ int handle_attach(const struct request *q, struct reply *reply)
 	}
 	r = store_attach(q->service->store,
 	                 &(struct store_attach){ .desc = &desc,
+	                                         .device = *m->device ? m->device : NULL,
 	                                         .uid = q->session->uid,
 	                                         .readonly = m->flags & KVBM_NS_READONLY,
 	                                         .user = &q->session->quota,
@@ -201,13 +206,18 @@ int handle_region(const struct request *q, struct reply *reply)
 		return 0;
 	}
 	writable = holder_is_writable(h);
-	if (region->fd < 0 || region->ro_fd < 0) {
+	if (!region->handle && (region->fd < 0 || region->ro_fd < 0)) {
 		reply_fail(reply, REPLY_NOENT, "the tier is simulated: its regions have no descriptors");
 		return 0;
 	}
-	if (!reply_add_fd(reply, writable ? region->fd : region->ro_fd))
+	if (!region->handle && !reply_add_fd(reply, writable ? region->fd : region->ro_fd))
 		return 0;
 	kvbm__region_reply__init(body);
+	if (holder_device(h)) {
+		body->device = (char *)holder_device(h);
+		if (region->handle)
+			body->handle = (ProtobufCBinaryData){ 64, (uint8_t *)region->handle };
+	}
 	body->serial = m->serial;
 	body->size = region->size;
 	body->writable = writable;

@@ -309,6 +309,10 @@ static json_t *info_namespace(const struct ns_report *r, bool whole)
 	json_t *ns = json_object();
 
 	info_text(ns, "name", r->name);
+	if (r->device)
+		info_text(ns, "device", r->device);
+	if (r->offline)
+		json_object_set_new(ns, "offline", json_true());
 	info_count(ns, "lane_bytes", r->desc->lane_bytes);
 	info_count(ns, "lanes", r->desc->lanes);
 	info_count(ns, "key_bytes", r->desc->key_bytes);
@@ -392,6 +396,8 @@ static json_t *info_client(const struct request *q, const struct session *s, boo
 			continue;
 		one = json_object();
 		info_text(one, "namespace", r.ns_name);
+		if (r.device)
+			info_text(one, "device", r.device);
 		json_object_set_new(one, "writable", json_boolean(r.writable));
 		info_count(one, "writing", r.writing);
 		info_count(one, "quarantined", r.quarantined);

@@ -74,6 +74,7 @@ void reply_fail_store(struct reply *reply, int outcome, const char *what)
 		[STORE_E_STALE] = { REPLY_STALE, "a slot is not this session's to write" },
 		[STORE_E_NOTHELD] = { REPLY_NOTHELD, "a slot is not held by this session" },
 		[STORE_E_NOENT] = { REPLY_NOENT, "no such namespace, region or block" },
+		[STORE_E_OFFLINE] = { REPLY_BUSY, "its device is offline for now" },
 	};
 
 	assert(outcome > 0 && outcome != STORE_E_QUARANTINE);

@@ -175,7 +175,7 @@ void session_end(struct session *s, const char *why)
 	later_cancel_all(s);
 	s->dead = s->dead || pidfd_is_dead(s->pidfd);
 	for (uint32_t i = 0; i < s->n_holders; i++) {
-		if (holder_close(s->holders[i], s->dead) == STORE_E_QUARANTINE) {
+		if (s->holders[i] && holder_close(s->holders[i], s->dead) == STORE_E_QUARANTINE) {
 			assert(!s->dead);
 			s->holders[kept++] = s->holders[i];
 		}
@@ -422,16 +422,29 @@ struct holder *session_holder(const struct session *s, uint32_t number)
 	return number < s->n_holders ? s->holders[number] : NULL;
 }
 
+/* The first number that nobody has; one whose device was lost is nobody's. */
+static uint32_t session_free_number(const struct session *s)
+{
+	uint32_t i = 0;
+
+	while (i < s->n_holders && s->holders[i])
+		i++;
+	return i;
+}
+
 bool session_has_room(const struct session *s)
 {
-	return s->n_holders < SESSION_MAX_NAMESPACES;
+	return session_free_number(s) < SESSION_MAX_NAMESPACES;
 }
 
 uint32_t session_add_holder(struct session *s, struct holder *h)
 {
+	uint32_t i = session_free_number(s);
+
 	assert(s->sm.state == SESSION_OPEN && session_has_room(s));
-	s->holders[s->n_holders] = h;
-	return s->n_holders++;
+	s->holders[i] = h;
+	s->n_holders += i == s->n_holders;
+	return i;
 }
 
 /* ---- all of them ---- */
@@ -457,6 +470,18 @@ static void sessions_on_pins(void *ctx, void *owner, uint64_t pins)
 	loop_defer(ss->loop, &s->eviction, session_on_eviction);
 }
 
+/* The rest of the session goes on. */
+static void sessions_on_lost(void *ctx, void *owner, struct holder *h)
+{
+	struct session *s = owner;
+
+	(void)ctx;
+	for (uint32_t i = 0; i < s->n_holders; i++)
+		if (s->holders[i] == h)
+			s->holders[i] = NULL;
+	(void)holder_close(h, true);
+}
+
 void sessions_init(struct sessions *ss, struct loop *loop, struct service *service, const struct sessions_config *config)
 {
 	*ss = (struct sessions){ .loop = loop, .service = service, .config = *config };
@@ -464,6 +489,7 @@ void sessions_init(struct sessions *ss, struct loop *loop, struct service *servi
 	list_init(&ss->users);
 	service->sessions = ss;
 	store_on_pins(service->store, sessions_on_pins, ss);
+	store_on_lost(service->store, sessions_on_lost, ss);
 }
 
 void sessions_deinit(struct sessions *ss)

@@ -37,7 +37,7 @@ struct session {
 	char name[SESSION_NAME_MAX];
 	struct quota_user quota;
 	struct user *user;                              /* borrows; sessions->users owns */
-	struct holder *holders[SESSION_MAX_NAMESPACES]; /* owns; index: the number in requests */
+	struct holder *holders[SESSION_MAX_NAMESPACES]; /* owns; index: the number in requests; NULL: its device was lost */
 	uint32_t n_holders;
 	uint64_t since_ns, requests, errors;
 	struct list laters; /* owns: struct later */
