@@ -40,10 +40,30 @@ uint32_t ns_region_slots(const struct ns_geometry *geo, uint32_t lanes, uint64_t
 	return n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
 }
 
+static uint64_t ns_stride(uint64_t lane_bytes)
+{
+	return ns_round_up(lane_bytes, lane_bytes >= NS_PAGE ? NS_PAGE : 64);
+}
+
+/* What follows from the size of regions. */
+static int ns_geometry_count(struct ns_geometry *g, uint32_t lanes, uint64_t max_bytes)
+{
+	uint64_t area;
+
+	while (1ull << g->shift < g->slots_per_region)
+		g->shift++;
+	g->n_regions = (uint32_t)(max_bytes / g->region_bytes) + 2; /* short ones at the end of the budget */
+	if ((uint64_t)g->n_regions << g->shift > (uint64_t)UINT32_MAX / 2)
+		return NS_E_BIG;
+	g->max_slots = (uint32_t)(max_bytes / g->region_bytes) * g->slots_per_region +
+	               ns_region_slots(g, lanes, max_bytes % g->region_bytes, &area);
+	return 0;
+}
+
 int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t grain, uint64_t max_bytes,
                 struct ns_geometry *ret_geometry)
 {
-	struct ns_geometry g = { .lane_stride = ns_round_up(lane_bytes, lane_bytes >= NS_PAGE ? NS_PAGE : 64) };
+	struct ns_geometry g = { .lane_stride = ns_stride(lane_bytes) };
 	uint64_t least, best_waste = UINT64_MAX, area;
 
 	assert(lane_bytes > 0 && lanes > 0 && grain > 0);
@@ -68,15 +88,22 @@ int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint
 			g.slots_per_region = (uint32_t)n;
 		}
 	}
-	while (1ull << g.shift < g.slots_per_region)
-		g.shift++;
-	g.n_regions = (uint32_t)(max_bytes / g.region_bytes) + 2; /* short ones at the end of the budget */
-	if ((uint64_t)g.n_regions << g.shift > (uint64_t)UINT32_MAX / 2)
-		return NS_E_BIG;
-	g.max_slots = (uint32_t)(max_bytes / g.region_bytes) * g.slots_per_region +
-	              ns_region_slots(&g, lanes, max_bytes % g.region_bytes, &area);
 	*ret_geometry = g;
-	return 0;
+	return ns_geometry_count(ret_geometry, lanes, max_bytes);
+}
+
+int ns_geometry_fixed(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t max_bytes,
+                      struct ns_geometry *ret_geometry)
+{
+	struct ns_geometry g = { .lane_stride = ns_stride(lane_bytes), .region_bytes = region_bytes };
+	uint64_t area;
+
+	assert(lane_bytes > 0 && lanes > 0 && region_bytes > 0);
+	g.slots_per_region = ns_region_slots(&g, lanes, region_bytes, &area);
+	if (g.slots_per_region == 0 || region_bytes > max_bytes)
+		return NS_E_BIG;
+	*ret_geometry = g;
+	return ns_geometry_count(ret_geometry, lanes, max_bytes / region_bytes * region_bytes);
 }
 
 void ns_fingerprint(const struct ns_desc *id, uint8_t ret_fingerprint[16])

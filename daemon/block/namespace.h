@@ -90,6 +90,9 @@ struct ns {
 enum { NS_E_BIG = 1 };
 int ns_geometry(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t grain, uint64_t max_bytes,
                 struct ns_geometry *ret_geometry);
+/* The same where regions are of exactly that size. */
+int ns_geometry_fixed(uint64_t lane_bytes, uint32_t lanes, uint64_t region_bytes, uint64_t max_bytes,
+                      struct ns_geometry *ret_geometry);
 /* Slots in a region of @size bytes, and the bytes of one lane's area in it. */
 uint32_t ns_region_slots(const struct ns_geometry *geo, uint32_t lanes, uint64_t size, uint64_t *ret_lane_area);
 

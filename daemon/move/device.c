@@ -77,7 +77,11 @@ static struct device_batch *device_batch_new(struct store_ns *sn, bool up)
 	if (!b)
 		return NULL;
 	b->sn = sn;
-	b->io = (struct tier_copy){ .up = up, .lane_bytes = sn->desc.lane_bytes, .lanes = sn->desc.lanes, .blocks = b->blocks };
+	b->io = (struct tier_copy){ .up = up,
+		                    .lane_bytes = sn->desc.lane_bytes,
+		                    .stride = sn->ns.geo.lane_stride,
+		                    .lanes = sn->desc.lanes,
+		                    .blocks = b->blocks };
 	list_add_tail(&c->open, &b->link);
 	sn->n_copies++;
 	sn->hub->n_copies++;

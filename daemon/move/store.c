@@ -256,7 +256,10 @@ int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t
 	sn->number = ++store->last_number;
 	sn->desc = *desc;
 	store_ns_limits(sn, store_policy_of(store, desc->name));
-	r = ns_geometry(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), tier->ops->grain(tier),
+	if (pool)
+		r = ns_geometry_fixed(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), sn->max_bytes, &geo);
+	else
+		r = ns_geometry(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), tier->ops->grain(tier),
 	                sn->max_bytes, &geo);
 	r = r != 0 ? STORE_E_NOSPACE : store_ns_memory(sn, &geo, salt);
 	if (r != 0) {

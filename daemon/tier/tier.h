@@ -108,7 +108,7 @@ struct tier_copy {
 	 * so that of a device that is lost it comes late, or not before the end.  Never inline. */
 	void (*cb)(struct tier_copy *copy, int r);
 	bool up; /* to the device */
-	uint64_t lane_bytes;
+	uint64_t lane_bytes, stride; /* device_offset is a multiple of @stride */
 	uint32_t lanes, n;
 	const struct tier_copy_block *blocks;
 	/* the tier's */
