@@ -260,7 +260,7 @@ int store_ns_new(struct store *store, const struct ns_desc *desc, const uint64_t
 		r = ns_geometry_fixed(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), sn->max_bytes, &geo);
 	else
 		r = ns_geometry(desc->lane_bytes, desc->lanes, tier->ops->region_size(tier), tier->ops->grain(tier),
-	                sn->max_bytes, &geo);
+		                sn->max_bytes, &geo);
 	r = r != 0 ? STORE_E_NOSPACE : store_ns_memory(sn, &geo, salt);
 	if (r != 0) {
 		free(sn);

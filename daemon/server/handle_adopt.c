@@ -174,6 +174,11 @@ int handle_adopt(const struct request *q, struct reply *reply)
 
 	if (!request_holder(q, m->ns, reply, &h, NULL) || !adopt_counts(m, reply) || !adopt_handles(q, m, reply))
 		return 0;
+	if (holder_device(h)) {
+		reply_fail(reply, REPLY_INVAL,
+		           "an engine's memory is copied to and from host memory: name the namespace, not its pool");
+		return 0;
+	}
 	holder_objects(h, &objects);
 	if (m->lane >= objects.lanes) {
 		reply_fail(reply, REPLY_INVAL, "lane %u, of %u", m->lane, objects.lanes);

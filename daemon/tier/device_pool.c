@@ -52,7 +52,7 @@ struct device_pool {
 
 /* Of one lane and one device region. */
 struct job {
-	struct list link; /* in pool->waiting */
+	struct list link;         /* in pool->waiting */
 	struct device_pool *pool; /* borrows */
 	struct copying *of;       /* borrows */
 	struct gpu_copy copy;

@@ -107,7 +107,7 @@ struct tier_copy {
 	/* 0; TIER_E_IO: not copied, or not all of it; TIER_E_GONE: so, because the device was lost.  From then on nothing of it is touched,
 	 * so that of a device that is lost it comes late, or not before the end.  Never inline. */
 	void (*cb)(struct tier_copy *copy, int r);
-	bool up; /* to the device */
+	bool up;                     /* to the device */
 	uint64_t lane_bytes, stride; /* device_offset is a multiple of @stride */
 	uint32_t lanes, n;
 	const struct tier_copy_block *blocks;
