@@ -127,7 +127,8 @@ FUZZ_MAIN := $(wildcard tests/fuzz/main.c)
 BENCH_SRC := $(wildcard tests/bench/bench_*.c)
 BENCH_LIB_SRC := $(filter-out $(BENCH_SRC),$(wildcard tests/bench/*.c))
 SYSTEMD_TESTS := $(wildcard tests/systemd/test_*.sh)
-PYTHON_TESTS := $(wildcard tests/python/test_*.py)
+# Under a sanitizer valgrind has no place, and what pip builds is not instrumented.
+PYTHON_TESTS := $(filter-out $(if $(SAN),%/test_leaks.py %/test_package.py),$(wildcard tests/python/test_*.py))
 TORCH_TESTS := $(wildcard tests/python/with_torch/test_*.py)
 LINT_TESTS := $(addprefix tests/lint/,layers.py sizes.py names.py format.py test_lint.py test_run.py)
 
