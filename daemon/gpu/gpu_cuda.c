@@ -22,7 +22,6 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "base/cleanup.h"
 #include "base/error.h"
 #include "base/thread.h"
 #include "gpu/gpu_cuda_state.h"
@@ -134,7 +133,7 @@ static void gpu_job_done(struct gpu *gpu, struct gpu_job *job, int r)
 		struct gpu_mem *mem = container_of(job, struct gpu_mem, job);
 
 		if (kind == GPU_KIND_IMPORT && r != 0 && mem->share == GPU_SHARE_FD)
-			close_p(&mem->fd);
+			gpu_fd_close(&mem->fd);
 		mem->done(mem, r);
 		break;
 	}

@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #include "base/assert.h"
-#include "base/cleanup.h"
 #include "base/clock.h"
 #include "gpu/gpu_cuda_state.h"
 
@@ -71,7 +70,7 @@ static CUresult vmm_alloc(struct gpu *gpu, struct gpu_mem *mem)
 		r = vmm_map(gpu, mem);
 	if (r != CUDA_SUCCESS) {
 		(void)CALL(gpu, MemRelease, vmm);
-		close_p(&mem->fd);
+		gpu_fd_close(&mem->fd);
 	}
 	return r;
 }
@@ -182,9 +181,8 @@ static int mem_open(struct gpu *gpu, struct gpu_mem *mem)
 	if (r == CUDA_SUCCESS)
 		r = CALL(gpu, StreamSynchronize, gpu->aux);
 	if (r != CUDA_SUCCESS) {
-		if (!gpu->sick)
-			(void)mem_close(gpu, mem);
-		close_p(&mem->fd);
+		(void)mem_close(gpu, mem); /* off the list in any case: the struct is the caller's again */
+		gpu_fd_close(&mem->fd);
 	}
 	return gpu_outcome(gpu, r);
 }
@@ -196,8 +194,7 @@ static int mem_end(struct gpu *gpu, struct gpu_mem *mem)
 	if (mem->open) /* else it went with its life */
 		r = gpu_outcome(gpu, mem_close(gpu, mem));
 	if (mem->share == GPU_SHARE_FD)
-		close_p(&mem->fd);
-	mem->fd = -1;
+		gpu_fd_close(&mem->fd);
 	return r;
 }
 

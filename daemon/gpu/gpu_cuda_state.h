@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 
+#include "base/cleanup.h"
 #include "gpu/gpu.h"
 #include "gpu/gpu_cuda_driver.h"
 
@@ -91,6 +92,14 @@ struct gpu {
 	struct gpu_slot slots[GPU_SLOTS];
 	uint32_t n_running;
 };
+
+/* Closes it once, if it is one. */
+static inline void gpu_fd_close(int *fd)
+{
+	_cleanup_(close_p) int owned = steal_fd(fd);
+
+	(void)owned;
+}
 
 /* ---- thread: gpu_cuda_thread.c ---- */
 

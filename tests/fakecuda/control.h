@@ -5,8 +5,13 @@
 #ifndef FAKECUDA_CONTROL_H
 #define FAKECUDA_CONTROL_H
 
+#include <limits.h>
+#include <linux/futex.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define FAKECUDA_MAX_DEVICES 8
 
@@ -26,10 +31,21 @@ struct fakecuda_control {
 	_Atomic uint32_t gone;  /* bit d: device d has fallen off the bus */
 	_Atomic uint64_t calls; /* driver calls made, of all processes */
 
-	_Atomic uint32_t held; /* not 0: streams accept work and do none; a futex */
+	_Atomic uint32_t held; /* not 0: streams accept work and do none */
 
 	/* Settings, 0: the environment's. */
 	_Atomic uint32_t delay_us;
 };
+
+/* Waits while the word is @value. */
+static inline void fakecuda_wait(_Atomic uint32_t *word, uint32_t value)
+{
+	(void)syscall(SYS_futex, word, FUTEX_WAIT, value, NULL, NULL, 0);
+}
+
+static inline void fakecuda_wake(_Atomic uint32_t *word)
+{
+	(void)syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
 
 #endif

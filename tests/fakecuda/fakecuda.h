@@ -112,10 +112,6 @@ CUresult fake_enter(const char *name, bool wants_context);
 bool fake_is_sticky(uint32_t error);
 void fake_read_environment(void);
 
-/* A futex word: wait while it is @value; @ms < 0: for ever. */
-void fake_futex_wait(_Atomic uint32_t *word, uint32_t value, int ms);
-void fake_futex_wake(_Atomic uint32_t *word);
-
 uint64_t fake_random(uint64_t below);
 void fake_sleep_us(uint64_t us);
 

@@ -1,14 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What every call goes through: counting, injected errors, hangs, sticky contexts; and the settings. */
 #include <fcntl.h>
-#include <limits.h>
-#include <linux/futex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -23,18 +20,6 @@ static struct {
 	_Atomic uint32_t countdown;
 	uint32_t error; /* 0: hang */
 } preset[2];
-
-void fake_futex_wait(_Atomic uint32_t *word, uint32_t value, int ms)
-{
-	struct timespec timeout = { .tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000 };
-
-	(void)syscall(SYS_futex, word, FUTEX_WAIT, value, ms < 0 ? NULL : &timeout, NULL, 0);
-}
-
-void fake_futex_wake(_Atomic uint32_t *word)
-{
-	(void)syscall(SYS_futex, word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-}
 
 uint64_t fake_random(uint64_t below)
 {
@@ -80,11 +65,11 @@ static void fake_hang(void)
 	struct fakecuda_control *control = fake.control;
 
 	atomic_fetch_add(&control->hanging, 1);
-	fake_futex_wake(&control->hanging);
+	fakecuda_wake(&control->hanging);
 	while (atomic_load(&control->release) == 0)
-		fake_futex_wait(&control->release, 0, -1);
+		fakecuda_wait(&control->release, 0);
 	atomic_fetch_sub(&control->hanging, 1);
-	fake_futex_wake(&control->hanging);
+	fakecuda_wake(&control->hanging);
 }
 
 static bool call_is(const char *wanted, const char *name)

@@ -222,7 +222,7 @@ static void op_run(struct stream *s, const struct op *op)
 	_Atomic uint64_t *flag;
 
 	while (atomic_load(&fake.control->held) && !atomic_load(&s->killed))
-		fake_futex_wait(&fake.control->held, 1, 5);
+		fake_sleep_us(POLL_US);
 	pause_a_while(s);
 	/* After an error nothing runs any more. */
 	if (atomic_load(&s->context->sticky) || atomic_load(&s->killed))

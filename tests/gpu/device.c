@@ -14,6 +14,8 @@
 #include "tests/lib/must.h"
 
 struct device_case device;
+uint64_t device_copy_deadline_ms = 60000;
+static bool release_when_lost;
 
 static struct fakecuda_control *(*standin(void))(void)
 {
@@ -112,6 +114,10 @@ static void on_state(void *ctx, bool online, const char *why)
 	} else {
 		ck_assert_str_ne(why, "");
 		device.n_lost++;
+		if (release_when_lost) {
+			atomic_store(&device.control->release, 1);
+			fakecuda_wake(&device.control->release);
+		}
 	}
 }
 
@@ -122,9 +128,9 @@ struct gpu *device_start(uint32_t which, uint64_t call_ms, void (*told)(void *ct
 		.mailbox = device.mailbox,
 		.max_copies = 64,
 		.call_deadline_ns = call_ms * MS,
-		.copy_deadline_ns = 60000 * MS,
+		.copy_deadline_ns = device_copy_deadline_ms * MS,
 		.reprobe_ns = 5 * MS,
-		.on_state = told,
+		.on_state = told ? told : on_state,
 		.ctx = ctx,
 	};
 	struct gpu *gpu;
@@ -307,6 +313,11 @@ int device_copy_run(struct device_copy *copy)
 bool device_are(const uint8_t *bytes, uint8_t byte, uint64_t n)
 {
 	return bytes[0] == byte && memcmp(bytes, bytes + 1, n - 1) == 0;
+}
+
+void device_release_when_lost(bool release)
+{
+	release_when_lost = release;
 }
 
 void device_arm(const char *call, uint32_t nth, uint32_t error)

@@ -37,6 +37,9 @@ struct device_case {
 
 extern struct device_case device;
 
+/* Of devices started from now on; 60 s. */
+extern uint64_t device_copy_deadline_ms;
+
 /* Skips the program (exit 77, and why) where there is no driver or no device. */
 void device_skip_without(void);
 
@@ -91,6 +94,7 @@ int device_copy_run(struct device_copy *copy);
 bool device_are(const uint8_t *bytes, uint8_t byte, uint64_t n);
 
 /* The stand-in: the @nth call of that name in this process fails, or hangs (error 0). */
+void device_release_when_lost(bool release); /* what hangs, at the news that the device is lost */
 void device_arm(const char *call, uint32_t nth, uint32_t error);
 
 /* Runs the suite as every program here does. */
