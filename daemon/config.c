@@ -87,6 +87,11 @@ const struct config_key config_keys[] = {
 	{ "g1", "devices", TYPE_DEVICES, FIXED, AT(g1_devices), "auto", 0, CONFIG_DEVICES_SIZE - 1, NULL,
 	  "GPUs whose memory engines may have copied from and to host memory: auto (all),\n"
 	  "none, or UUIDs as nvidia-smi -L shows them, separated by commas." },
+	{ "g1", "size", TYPE_SIZE, FIXED, AT(g1_size_bytes), "0", 0, TIB, NULL,
+	  "Memory of each of these GPUs for pools, in which namespaces have blocks that engines\n"
+	  "compute on where they are.  It is taken at the start.  0: none." },
+	{ "g1", "region_size", TYPE_SIZE, FIXED, AT(g1_region_bytes), "0", 0, TIB, NULL,
+	  "It goes to namespaces in regions of this size.  0: a sixteenth of g1.size." },
 	{ "g1", "depth", TYPE_COUNT, FIXED, AT(g1_depth), "64", 1, 1024, NULL,
 	  "Requests that each GPU copies for at the same time." },
 	{ "g1", "timeout", TYPE_TIME, FIXED, AT(g1_timeout_ns), "10s", 100 * MS, 600 * SEC, NULL,
@@ -148,6 +153,10 @@ const struct config_key config_keys[] = {
 	  "The most it may ever have: a size or a percentage." },
 	{ CONFIG_NAMESPACE, "uids", TYPE_UIDS, LIVE, IN_NAMESPACE(uids), "", 0, CONFIG_MAX_UIDS, NULL,
 	  "Uids that may attach, separated by commas.  Empty: any." },
+	{ CONFIG_NAMESPACE, "g1_share", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g1_share), "0", 0, TIB, NULL,
+	  "Guaranteed part of g1.size, on each GPU: a size or a percentage." },
+	{ CONFIG_NAMESPACE, "g1_max", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g1_max), "100%", 0, TIB, NULL,
+	  "The most of it that it may ever have: a size or a percentage." },
 	{ CONFIG_NAMESPACE, "g3_share", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g3_share), "0", 0, 1024 * TIB, NULL,
 	  "Guaranteed part of g3: a size or a percentage." },
 	{ CONFIG_NAMESPACE, "g3_max", TYPE_AMOUNT, LIVE, IN_NAMESPACE(g3_max), "100%", 0, 1024 * TIB, NULL,
@@ -419,11 +428,13 @@ static int config_check_pair(struct config *c, const char *section, const char *
 	return 0;
 }
 
-/* Does @k say something about g3? */
-static bool config_is_of_g3(const struct config_key *k)
+/* Does @k say something about the tier, but for the key that makes it? */
+static bool config_is_of(const struct config_key *k, const char *tier)
 {
 	if (config_is_namespace_key(k))
-		return strncmp(k->name, "g3_", 3) == 0;
+		return strncmp(k->name, tier, 2) == 0 && k->name[2] == '_';
+	if (strncmp(tier, "g1", 2) == 0)
+		return strcmp(k->section, "g1") == 0 && strcmp(k->name, "region_size") == 0;
 	return strcmp(k->section, "g3") == 0 ? strcmp(k->name, "path") != 0 : strcmp(k->name, "low_watermark") == 0;
 }
 
@@ -440,27 +451,27 @@ static bool config_is_default(const struct config_key *k, const void *field)
 	return strcmp(have, want) == 0;
 }
 
-static int config_refuse_without_g3(const struct config *c, const struct config_key *k,
-                                    const struct config_namespace *ns, struct config_error *e)
+static int config_refuse_without(const struct config *c, const struct config_key *k, const struct config_namespace *ns,
+                                 const char *without, struct config_error *e)
 {
 	char place[CONFIG_VALUE_SIZE];
 
 	if (config_is_default(k, (ns ? (const char *)ns : (const char *)c) + k->offset))
 		return 0;
-	return config_refuse(e, "%s: does nothing without g3.path", config_place(c, k, ns, place));
+	return config_refuse(e, "%s: does nothing without %s", config_place(c, k, ns, place), without);
 }
 
 /* A setting of a tier that is not there would do nothing. */
-static int config_check_no_g3(const struct config *c, struct config_error *e)
+static int config_check_no(const struct config *c, const char *without, struct config_error *e)
 {
 	config_for_each_key(k)
 	{
-		if (!config_is_of_g3(k))
+		if (!config_is_of(k, without))
 			continue;
-		if (!config_is_namespace_key(k) && config_refuse_without_g3(c, k, NULL, e) != 0)
+		if (!config_is_namespace_key(k) && config_refuse_without(c, k, NULL, without, e) != 0)
 			return CONFIG_E_BAD;
 		for (uint32_t i = 0; config_is_namespace_key(k) && i < c->n_namespaces; i++)
-			if (config_refuse_without_g3(c, k, &c->namespaces[i], e) != 0)
+			if (config_refuse_without(c, k, &c->namespaces[i], without, e) != 0)
 				return CONFIG_E_BAD;
 	}
 	return 0;
@@ -530,11 +541,13 @@ static int config_check_split(const struct config *c, const struct config_split 
 static int config_check_namespaces(struct config *c, struct config_error *e)
 {
 	const struct config_split g2 = { "share", "max", config_find_key("g2", "size"), c->g2_size_bytes },
+				  g1 = { "g1_share", "g1_max", config_find_key("g1", "size"), c->g1_size_bytes },
 				  g3 = { "g3_share", "g3_max", config_find_key("g3", "size"), c->g3_size_bytes };
 	const struct config_key *limit = config_find_key("limits", "namespaces");
 	char place[CONFIG_VALUE_SIZE];
 
-	if (config_check_split(c, &g2, e) != 0 || (c->g3_path[0] && config_check_split(c, &g3, e) != 0))
+	if (config_check_split(c, &g2, e) != 0 || (c->g1_size_bytes && config_check_split(c, &g1, e) != 0) ||
+	    (c->g3_path[0] && config_check_split(c, &g3, e) != 0))
 		return CONFIG_E_BAD;
 	if (c->n_namespaces > c->namespaces_max)
 		return config_refuse(e, "%s: %" PRIu64 " is less than the %u namespaces that are described",
@@ -555,12 +568,17 @@ int config_check(struct config *c, uint64_t memory_bytes, struct config_error *r
 	if (c->g2_region_bytes > c->g2_size_bytes)
 		return config_refuse(ret_error, "%s: a region is larger than all of them together (%s)",
 		                     config_place(c, region, NULL, place), config_place(c, size, NULL, other));
+	if (c->g1_region_bytes > c->g1_size_bytes && c->g1_size_bytes > 0)
+		return config_refuse(ret_error, "%s: a region is larger than all of them together (%s)",
+		                     config_place(c, config_find_key("g1", "region_size"), NULL, place),
+		                     config_place(c, config_find_key("g1", "size"), NULL, other));
 	if (c->g2_huge_pages == CONFIG_HUGE_REQUIRE && c->g2_region_bytes % HUGE_PAGE != 0)
 		return config_refuse(ret_error, "%s: is not a multiple of 2M, but g2.huge_pages = require",
 		                     config_place(c, region, NULL, place));
 	if (config_check_pair(c, "daemon", "max_sessions_per_uid", "max_sessions", ret_error) != 0 ||
 	    config_check_pair(c, "limits", "slots_per_session", "slots_per_uid", ret_error) != 0 ||
-	    (c->g3_path[0] ? config_check_g3_paths(c, ret_error) : config_check_no_g3(c, ret_error)) != 0)
+	    (c->g1_size_bytes == 0 && config_check_no(c, "g1.size", ret_error) != 0) ||
+	    (c->g3_path[0] ? config_check_g3_paths(c, ret_error) : config_check_no(c, "g3.path", ret_error)) != 0)
 		return CONFIG_E_BAD;
 	return config_check_namespaces(c, ret_error);
 }

@@ -63,12 +63,13 @@ struct config_amount {
 	uint64_t value;
 };
 
-#define CONFIG_NAMESPACE_KEYS 6
+#define CONFIG_NAMESPACE_KEYS 8
 
 struct config_namespace {
 	char name[CONFIG_NAME_SIZE];
 	struct config_amount share, max; /* of g2.size; see config_amount_bytes */
 	struct config_uids uids;
+	struct config_amount g1_share, g1_max; /* of g1.size, on each GPU */
 	struct config_amount g3_share, g3_max; /* of the tier's size */
 	unsigned g3_write;                     /* enum config_write */
 	struct config_where place, where[CONFIG_NAMESPACE_KEYS];
@@ -89,6 +90,8 @@ struct config {
 	/* [g1] */
 	char g1_devices[CONFIG_DEVICES_SIZE]; /* "auto", "none" or UUIDs */
 	uint64_t g1_depth, g1_timeout_ns;
+	uint64_t g1_size_bytes;   /* on each; 0: no pools */
+	uint64_t g1_region_bytes; /* 0: chosen by the daemon */
 	/* [g2] */
 	uint64_t g2_size_bytes;
 	uint64_t g2_region_bytes; /* 0: chosen by the daemon */

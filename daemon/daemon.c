@@ -37,6 +37,7 @@
 #include "loop/worker.h"
 #include "move/onboard.h"
 #include "notify.h"
+#include "pools.h"
 #include "server/life.h"
 #include "server/listener.h"
 #include "server/service.h"
@@ -64,6 +65,7 @@ struct daemon {
 	struct worker_pool *workers;
 	struct tier *host;
 	struct devices *devices;
+	struct pools pools;
 	struct tier_lower *lower; /* NULL: there is none */
 	struct life life;
 	struct store *store;
@@ -119,6 +121,8 @@ static void daemon_policies(struct daemon *d)
 		p->n_uids = ns->uids.n;
 		p->lower_share_bytes = config_amount_bytes(&ns->g3_share, lower);
 		p->lower_max_bytes = config_amount_bytes(&ns->g3_max, lower);
+		p->device_share_bytes = config_amount_bytes(&ns->g1_share, c->g1_size_bytes);
+		p->device_max_bytes = config_amount_bytes(&ns->g1_max, c->g1_size_bytes);
 		p->write = writes[ns->g3_write == CONFIG_WRITE_INHERIT ? c->g3_write : ns->g3_write];
 	}
 }
@@ -414,16 +418,21 @@ static int start_devices(struct daemon *d)
 		.reprobe_ns = REPROBE_NS,
 	};
 
+	/* Made when the GPUs are known, on a turn of the loop. */
+	pools_init(&d->pools, d->loop, d->config.g1_size_bytes, d->config.g1_region_bytes);
 	return error_trace(devices_new(&config, &d->devices));
 }
 
 static void stop_devices(struct daemon *d)
 {
+	pools_leave(&d->pools);
 	devices_close(d->devices, set_true, &d->devices_are_closed);
 }
 
 static bool devices_are_stopped(struct daemon *d)
 {
+	if (d->devices_are_closed)
+		pools_free(&d->pools);
 	return d->devices_are_closed;
 }
 
@@ -532,29 +541,36 @@ static void daemon_on_stuck(struct loop_timer *t)
 
 static void stop_moving(struct daemon *d)
 {
+	uint64_t wait = d->lower ? d->config.g3_io_timeout_ns : 0;
+
+	if (store_is_copying(d->store) && wait < 2 * d->config.g1_timeout_ns)
+		wait = 2 * d->config.g1_timeout_ns;
 	store_stop_moving(d->store);
-	if (!d->lower)
-		return;
 	loop_timer_init(d->loop, &d->stuck);
-	loop_timer_start(&d->stuck, d->config.g3_io_timeout_ns, 0, daemon_on_stuck);
+	loop_timer_start(&d->stuck, wait, 0, daemon_on_stuck);
 }
 
-/* A drive that does not answer has memory of ours, which only the end of this process takes from it.  Nobody is served any more, and our
+/* A drive or a GPU that does not answer has memory of ours, which only the end of this process takes from it.  Nobody is served any more, and our
  * socket is gone. */
-static void daemon_leave_drive(void)
+static void daemon_leave(const struct daemon *d)
 {
-	log_error("g3: a drive does not answer: stopped without waiting for it; what it holds is looked at anew at the next start");
+	if (store_is_copying(d->store))
+		log_error("g1: a GPU does not answer: stopped without waiting for it");
+	else
+		log_error("g3: a drive does not answer: stopped without waiting for it; what it holds is looked at anew at the next start");
 	_exit(DAEMON_OK);
 }
 
 static bool moving_is_stopped(struct daemon *d)
 {
-	if (!d->lower)
-		return true;
 	if (store_is_moving(d->store)) {
 		if (d->drive_is_stuck)
-			daemon_leave_drive();
+			daemon_leave(d);
 		return false;
+	}
+	if (!d->lower) {
+		loop_timer_close(&d->stuck, NULL);
+		return true;
 	}
 	if (!d->lower_is_closing) {
 		d->lower_is_closing = true;
@@ -572,6 +588,7 @@ static int start_service(struct daemon *d)
 		.store = d->store,
 		.host = d->host,
 		.devices = d->devices,
+		.pools_are_made = &d->pools.made,
 		.life = &d->life,
 		.socket = d->listener.path,
 		.admin_uids = d->config.admin_uids.uid,
@@ -705,6 +722,8 @@ static void daemon_on_turn(struct loop_hook *hook)
 
 	if (d->stopping)
 		daemon_end_steps(d);
+	else if (d->n_started == N_STEPS && pools_make(&d->pools, d->devices, d->store) < 0)
+		d->stopping = d->impatient = true, d->code = DAEMON_FAILED;
 	else if (d->n_started == N_STEPS && daemon_wants_tick(d))
 		daemon_arm_tick(d);
 }

@@ -75,6 +75,7 @@ void store_lower_user(struct store *store, struct tier_lower_user *ret_user);
 /* No new copies; what is under way ends by itself.  store_is_moving(): not yet all. */
 void store_stop_moving(struct store *store);
 bool store_is_moving(const struct store *store);
+bool store_is_copying(const struct store *store); /* with a device */
 /* The tier below has ended, and is not to be spoken to any more: before store_free(), where it ends first. */
 void store_lower_gone(struct store *store);
 

@@ -157,6 +157,11 @@ void store_lower_gone(struct store *store)
 	store->config.lower = NULL;
 }
 
+bool store_is_copying(const struct store *store)
+{
+	return store->mover.n_device > 0;
+}
+
 bool store_is_moving(const struct store *store)
 {
 	return store->mover.n_running > 0 || store->mover.n_summing > 0 || store->mover.n_device > 0 ||

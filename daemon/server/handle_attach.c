@@ -121,6 +121,19 @@ static void fingerprint_text(const uint8_t fingerprint[16], char ret_text[33])
 		snprintf(ret_text + (size_t)i * 2, 3, "%02x", fingerprint[i]);
 }
 
+/* Which devices there are takes the driver a moment. */
+static void attach_fail_device(const struct request *q, const char *name, int r, struct reply *reply)
+{
+	bool known = !q->service->pools_are_made || *q->service->pools_are_made;
+
+	if (r == STORE_E_NOENT && known)
+		reply_fail(reply, REPLY_NOENT,
+		           "namespace %s: there are no pools on a device of that name (g1.size, g1.devices)", name);
+	else
+		reply_fail(reply, REPLY_BUSY, "namespace %s: its device is %s", name,
+		           r == STORE_E_NOENT ? "not known yet" : "offline for now");
+}
+
 static void attach_fail(struct reply *reply, int r, const char *name, const uint8_t have[16], const uint8_t want[16])
 {
 	char have_text[33], want_text[33];
@@ -130,10 +143,6 @@ static void attach_fail(struct reply *reply, int r, const char *name, const uint
 		fingerprint_text(want, want_text);
 		reply_fail(reply, REPLY_MISMATCH, "namespace %s exists with fingerprint %s, yours is %s", name,
 		           have_text, want_text);
-	} else if (r == STORE_E_NOENT || r == STORE_E_OFFLINE) {
-		reply_fail(reply, r == STORE_E_NOENT ? REPLY_NOENT : REPLY_BUSY, "namespace %s: %s", name,
-		           r == STORE_E_NOENT ? "there are no pools on a device of that name"
-		                              : "its device is offline for now");
 	} else if (r == STORE_E_NOSPACE) {
 		reply_fail(reply, REPLY_NOSPACE, "namespace %s: the pool has no room for its blocks or its index", name);
 	} else {
@@ -167,6 +176,10 @@ int handle_attach(const struct request *q, struct reply *reply)
 	                 &h, have, want);
 	if (r < 0)
 		return error_trace(r);
+	if (r == STORE_E_NOENT || r == STORE_E_OFFLINE) {
+		attach_fail_device(q, desc.name, r, reply);
+		return 0;
+	}
 	if (r > 0) {
 		attach_fail(reply, r, desc.name, have, want);
 		return 0;

@@ -28,6 +28,7 @@ struct service {
 	struct store *store;        /* borrows */
 	struct tier *host;          /* borrows */
 	struct devices *devices;    /* borrows; NULL: none, ever */
+	const bool *pools_are_made; /* borrows; NULL: there are none, ever */
 	struct list adoptions;      /* owns: struct adoption; those of sessions that have ended too */
 	struct sessions *sessions;  /* borrows; set by sessions_init() */
 	const struct life *life;    /* borrows */

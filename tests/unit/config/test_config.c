@@ -90,6 +90,8 @@ static const struct row {
 	{ "daemon", "write_timeout", "0.5s", "500ms", "30", "1ms" },
 	{ "daemon", "stop_timeout", "0", "0ns", "ten", "2h" },
 	{ "g1", "devices", "GPU-1,MIG-2", NULL, "GPU 1", NULL },
+	{ "g1", "size", "8G", NULL, "8GB", "2T" },
+	{ "g1", "region_size", "64M", NULL, "64 M", "2T" },
 	{ "g1", "depth", "8", NULL, "deep", "1025" },
 	{ "g1", "timeout", "1m", NULL, "10", "1ms" },
 	{ "g2", "size", "0.5G", "512M", "1GB", "1M" },
@@ -117,6 +119,8 @@ static const struct row {
 	{ "namespace a", "share", "25%", NULL, "25 %", "101%" },
 	{ "namespace a", "max", "0.25G", "256M", "%", "65T" },
 	{ "namespace a", "uids", "7", NULL, "7,", "4294967295" },
+	{ "namespace a", "g1_share", "25%", NULL, "a lot", "101%" },
+	{ "namespace a", "g1_max", "0", NULL, "%", "101%" },
 	{ "namespace a", "g3_share", "1G", NULL, "a lot", "101%" },
 	{ "namespace a", "g3_max", "0", NULL, "%", "101%" },
 	{ "namespace a", "g3_write", "never", NULL, "sometimes", NULL },
@@ -127,11 +131,12 @@ START_TEST(every_row)
 {
 	const struct row *row = &rows[_i];
 	bool is_path = strcmp(row->key, "path") == 0;
+	bool is_g1 = strcmp(row->section, "g1") == 0 && strcmp(row->key, "size") == 0;
 	char text[256], line[256], *out;
 
-	/* Some do nothing without g3, and are refused then. */
-	snprintf(text, sizeof(text), "[%s]\n%s = %s\n%s", row->section, row->key, row->good,
-	         is_path ? "" : "[g3]\npath = /g3\n");
+	/* Some do nothing without pools on GPUs, or g3, and are refused then. */
+	snprintf(text, sizeof(text), "[%s]\n%s = %s\n%s%s", row->section, row->key, row->good,
+	         is_g1 ? "" : "[g1]\nsize = 4G\n", is_path ? "" : "[g3]\npath = /g3\n");
 	accepts(text);
 	out = printed(config_print, &c);
 	snprintf(line, sizeof(line), "# t.conf:2\n%s = %s\n", row->key, row->shown ? row->shown : row->good);
@@ -193,7 +198,7 @@ END_TEST
 START_TEST(what_is_not_known_is_refused)
 {
 	refuses("[g2]\nszie = 1G\n", "t.conf:2: g2.szie: did you mean g2.size? unknown key");
-	refuses("[daemon]\nsize = 1G\n", "did you mean g2.size?");
+	refuses("[daemon]\nsize = 1G\n", "did you mean g1.size?");
 	refuses("[g4]\nsize = 1G\n", "t.conf:1: unknown section [g4]; did you mean [g1]?");
 	refuses("[limit]\n", "did you mean [limits]?");
 	refuses("[g2]\n\n\npath = /dev/hugepages\n", "t.conf:4: g2.path: did you mean g3.path? unknown key");
@@ -320,6 +325,11 @@ START_TEST(contradictions_of_g3)
 	}
 	accepts("[g3]\nwrite = on-evict\n"); /* what is printed is taken */
 	refuses("[g2]\nlow_watermark = 10%\n", "t.conf:2: g2.low_watermark: does nothing without g3.path");
+	refuses("[g1]\nregion_size = 2M\n", "t.conf:2: g1.region_size: does nothing without g1.size");
+	refuses("[namespace a]\ng1_share = 1G\n", "t.conf:2: namespace.a.g1_share: does nothing without g1.size");
+	refuses("[g1]\nsize = 1G\nregion_size = 2G\n", "t.conf:3: g1.region_size: a region is larger");
+	refuses("[g1]\nsize = 1G\n[namespace a]\ng1_share = 60%\n[namespace b]\ng1_share = 0.5G\n",
+	        "t.conf:6: namespace.b.g1_share: guaranteed shares come to 1.09G, of 1G in all (t.conf:2: g1.size)");
 	refuses("[namespace a]\ng3_share = 1G\n", "t.conf:2: namespace.a.g3_share: does nothing");
 	refuses("[namespace a]\ng3_max = 1G\n", "t.conf:2: namespace.a.g3_max: does nothing");
 	refuses("[namespace a]\ng3_write = never\n", "t.conf:2: namespace.a.g3_write: does nothing");
