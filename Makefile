@@ -3,6 +3,7 @@
 # One non-recursive makefile.  Sources are found by wildcard; which folder a file is in decides what it becomes:
 #   daemon/*/*.c daemon/*.c -> libkvbmd.a      daemon/main.c -> kvbmd
 #   client/*.c proto/*.c    -> libkvbm.so, .a  client/kvbmctl/*.c -> kvbmctl, .a  client/examples/*.c -> examples/
+#   client/gpu.c            -> libkvbm-cuda.so, and examples/paged_engine, with the CUDA toolkit only
 #   client/python/*.c, libkvbm's, client/python/kvbmd/* -> python/kvbmd/
 #   tests/{unit/*,integration,gpu}/test_*.c, tests/fuzz/fuzz_*.c, tests/bench/bench_*.c -> one program each
 #   tests/sim/*.c -> one program               tests/lib/*.c -> what the tests share
@@ -111,7 +112,8 @@ MAIN_SRC := $(wildcard daemon/main.c)
 PROTO_SRC := $(wildcard proto/*.c)
 CLIENT_SRC := $(filter-out client/gpu.c,$(wildcard client/*.c))
 CTL_SRC := $(wildcard client/kvbmctl/*.c)
-EXAMPLE_SRC := $(wildcard client/examples/*.c)
+CUDA_CLIENT_SRC := $(if $(TOOLKIT),$(wildcard client/gpu.c))
+EXAMPLE_SRC := $(filter-out $(if $(CUDA_CLIENT_SRC),,client/examples/paged_engine.c),$(wildcard client/examples/*.c))
 PY_SRC := $(wildcard client/python/*.c)
 PY_FILES := $(wildcard client/python/kvbmd/*.py client/python/kvbmd/*.pyi client/python/kvbmd/py.typed)
 PY_VLLM_FILES := $(wildcard client/python/kvbmd/vllm/*.py)
@@ -145,6 +147,8 @@ LIBT := $(B)/libtest.a
 LIBK := $(if $(CTL_SRC),$(B)/libkvbmctl.a)
 SONAME := libkvbm.so.$(SOVERSION)
 SOFILE := libkvbm.so.$(VERSION)
+CUDA_SONAME := libkvbm-cuda.so.$(SOVERSION)
+CUDA_SOFILE := libkvbm-cuda.so.$(VERSION)
 
 UNIT_BIN := $(call bin,$(UNIT_SRC))
 INTEGRATION_BIN := $(call bin,$(INTEGRATION_SRC))
@@ -154,10 +158,11 @@ SIM_BIN := $(if $(SIM_SRC),$(B)/tests/sim/sim)
 FUZZ_BIN := $(call bin,$(FUZZ_SRC))
 BENCH_BIN := $(call bin,$(BENCH_SRC))
 EXAMPLE_BIN := $(patsubst client/examples/%.c,$(B)/examples/%,$(EXAMPLE_SRC))
-PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) $(EXAMPLE_BIN)
+PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) \
+	$(if $(CUDA_CLIENT_SRC),$(B)/libkvbm-cuda.so) $(EXAMPLE_BIN)
 TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(GPU_TEST_LIB_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
 	$(BENCH_LIB_SRC) $(TESTLIB_SRC))
-ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(PROTO_SRC) $(PY_SRC) $(FAKECUDA_SRC)) \
+ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(CUDA_CLIENT_SRC) $(PROTO_SRC) $(PY_SRC) $(FAKECUDA_SRC)) \
 	$(PB_OBJ) $(TEST_OBJ)
 
 # What the test programs are told; see tests/README.md.
@@ -243,6 +248,9 @@ install: all ## into $(DESTDIR)$(prefix)
 	install -m 755 $(B)/$(SOFILE) $(DESTDIR)$(libdir)
 	ln -sf $(SOFILE) $(DESTDIR)$(libdir)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(libdir)/libkvbm.so
+	$(if $(CUDA_CLIENT_SRC),install -m 755 $(B)/$(CUDA_SOFILE) $(DESTDIR)$(libdir))
+	$(if $(CUDA_CLIENT_SRC),ln -sf $(CUDA_SOFILE) $(DESTDIR)$(libdir)/$(CUDA_SONAME))
+	$(if $(CUDA_CLIENT_SRC),ln -sf $(CUDA_SONAME) $(DESTDIR)$(libdir)/libkvbm-cuda.so)
 	install -m 644 include/*.h $(DESTDIR)$(includedir)
 	sed -e 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@version@|$(VERSION)|' \
 		packaging/kvbm.pc.in >$(DESTDIR)$(libdir)/pkgconfig/kvbm.pc
@@ -358,6 +366,15 @@ $(B)/$(SOFILE): $(call pic,$(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) $(MAP)
 $(B)/libkvbm.so: $(B)/$(SOFILE)
 	$(Q)ln -sf $(SOFILE) $(B)/$(SONAME) && ln -sf $(SONAME) $@
 
+# Its own library, because it needs the toolkit's headers; it links no library of CUDA's.
+$(B)/$(CUDA_SOFILE): $(call pic,$(CUDA_CLIENT_SRC)) $(B)/libkvbm.so
+	$(call say,LD,$@)
+	$(Q)$(CC) $(LINK_FLAGS) -shared -Wl,-soname,$(CUDA_SONAME) $(if $(SAN),,-Wl$(,)-z$(,)defs) -o $@ \
+		$(filter %.o,$^) -L$(B) -lkvbm -Wl,-rpath,'$$ORIGIN'
+
+$(B)/libkvbm-cuda.so: $(B)/$(CUDA_SOFILE)
+	$(Q)ln -sf $(CUDA_SOFILE) $(B)/$(CUDA_SONAME) && ln -sf $(CUDA_SONAME) $@
+
 $(B)/kvbmd: $(call obj,$(MAIN_SRC)) $(LIBD)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
@@ -366,9 +383,12 @@ $(B)/kvbmctl: $(call obj,client/kvbmctl/main.c) $(LIBK) $(LIBC) $(LIBD)
 	$(call say,LD,$@)
 	$(Q)$(CC) $(LINK_FLAGS) -o $@ $^ $(PKG_LIBS) -lm
 
+$(B)/examples/paged_engine: private EXAMPLE_LIBS := -lkvbm-cuda
+$(B)/examples/paged_engine: $(if $(CUDA_CLIENT_SRC),$(B)/libkvbm-cuda.so)
+
 $(B)/examples/%: $(B)/obj/client/examples/%.o $(B)/libkvbm.so
 	$(call say,LD,$@)
-	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -o $@ $< -L$(B) -lkvbm -Wl,-rpath,'$$ORIGIN/..'
+	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -o $@ $< -L$(B) $(EXAMPLE_LIBS) -lkvbm -Wl,-rpath,'$$ORIGIN/..'
 
 # Without Python.h there is no extension, and its tests are skipped.
 $(B)/pic/client/python/%.o: client/python/%.c
@@ -397,7 +417,7 @@ $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(TEST_LIBS)
 $(B)/tests/integration/%: $(B)/obj/tests/integration/%.o $(TEST_LIBS)
 	$(call link_test)
 
-$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(call obj,$(GPU_TEST_LIB_SRC)) $(TEST_LIBS)
+$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(call obj,$(GPU_TEST_LIB_SRC)) $(call pic,$(CUDA_CLIENT_SRC)) $(TEST_LIBS)
 	$(call link_test)
 
 $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(call obj,$(BENCH_LIB_SRC)) $(TEST_LIBS)

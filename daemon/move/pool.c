@@ -47,6 +47,15 @@ static struct store_pool *pool_of(const struct store *store, const char *device)
 	return NULL;
 }
 
+int pool_is_there(const struct store *store, const char *device)
+{
+	const struct store_pool *pool = pool_of(store, device);
+
+	if (!pool)
+		return STORE_E_NOENT;
+	return pool->online ? 0 : STORE_E_OFFLINE;
+}
+
 int pool_find_ns(struct store_ns *hub, const char *device, struct store_ns **ret_sn)
 {
 	struct store *store = hub->store;
@@ -54,10 +63,7 @@ int pool_find_ns(struct store_ns *hub, const char *device, struct store_ns **ret
 	struct store_ns *sn;
 	int r;
 
-	if (!pool)
-		return STORE_E_NOENT;
-	if (!pool->online)
-		return STORE_E_OFFLINE;
+	assert(pool && pool->online);
 	sn = store_find_in(store, hub->desc.name, pool);
 	if (!sn) {
 		r = pool_hub_init(hub);

@@ -342,17 +342,12 @@ int store_attach(struct store *store, const struct store_attach *a, struct holde
 		memcpy(ret_want, want, 16);
 		return STORE_E_MISMATCH;
 	}
-	if (!sn) {
+	r = a->device ? pool_is_there(store, a->device) : 0;
+	if (r == 0 && !sn)
 		r = store_ns_new(store, a->desc, NULL, NULL, &sn);
-		if (r != 0)
-			return r;
-	}
-	if (a->device) {
+	if (r == 0 && a->device)
 		r = pool_find_ns(sn, a->device, &sn);
-		if (r != 0)
-			return r;
-	}
-	return store_holder_new(sn, a, ret_holder);
+	return r == 0 ? store_holder_new(sn, a, ret_holder) : r;
 }
 
 int store_attach_beside(struct holder *h, struct quota_user *user, struct holder **ret_holder)

@@ -97,7 +97,9 @@ void onboard_lost(struct store *store);
 /* ---- pool.c ---- */
 
 int pool_ns_init(struct store_ns *sn);
-/* The pool of @hub on @device, made if it is not there.  Outcomes: as store_attach(). */
+/* 0, NOENT or OFFLINE. */
+int pool_is_there(const struct store *store, const char *device);
+/* The pool of @hub on that device, which is there, made if it is not.  Outcomes: LIMIT, NOSPACE. */
 int pool_find_ns(struct store_ns *hub, const char *device, struct store_ns **ret_sn);
 /* Nobody uses it. */
 bool pool_ns_may_go(const struct store_ns *sn);

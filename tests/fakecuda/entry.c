@@ -166,6 +166,13 @@ CUresult cuCtxSetCurrent(CUcontext ctx)
 	return CUDA_SUCCESS;
 }
 
+CUresult cuCtxGetCurrent(CUcontext *pctx)
+{
+	FAKE_ENTER("cuCtxGetCurrent");
+	*pctx = (CUcontext)fake_current;
+	return CUDA_SUCCESS;
+}
+
 CUresult cuGetErrorName(CUresult error, const char **pStr)
 {
 	switch ((int)error) {
@@ -218,6 +225,7 @@ static const struct entry entries[] = {
 	ENTRY(cuDevicePrimaryCtxRetain, 7000),
 	ENTRY(cuDevicePrimaryCtxRelease, 11000),
 	ENTRY(cuDevicePrimaryCtxReset, 11000),
+	ENTRY(cuCtxGetCurrent, 4000),
 	ENTRY(cuCtxSetCurrent, 4000),
 	ENTRY(cuMemAlloc, 3020),
 	ENTRY(cuMemFree, 3020),
