@@ -206,7 +206,7 @@ check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients, and 
 check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and eviction over the same few slots
 	@KVBM_RACE_SECONDS=$(RACE_SECONDS) $(RUN) -n race -t $$(($(RACE_SECONDS) + 180)) $(B)/tests/integration/test_race
 
-check-python: all python ## the Python package
+check-python: all python $(FAKECUDA) ## the Python package
 	@tests/python/numpy.sh $(PYTHON) $(B)
 	@$(if $(PYTHON_TESTS),$(PY_ENV) $(RUN) -n python -t 600 $(PYTHON_TESTS),echo 'no python tests')
 

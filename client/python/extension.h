@@ -6,6 +6,7 @@
  *   session.c    Session: a connection, what it is asked that is about no namespace
  *   namespace.c  Namespace: the calls on blocks
  *   pages.c      Namespace.copy_pages: between blocks and an engine's own memory
+ *   adopt.c      Adoption, Namespace.adopt: an engine's own device memory
  *   hold.c       a block that is held or reserved; what is given back, when, and by whom.  Knows no Python
  *   handle.c     Hold: the object that stands for one
  *   view.c       View: DLPack and the buffer protocol over a part of a hold
@@ -142,6 +143,11 @@ PyObject *namespace_type_new(void);
 PyObject *hold_type_new(void);
 PyObject *view_type_new(void);
 PyObject *child_type_new(void);
+PyObject *adoption_type_new(void);
+
+/* ---- adopt.c ---- */
+
+PyObject *ns_adopt(PyObject *self, PyObject *args);
 
 /* ---- pages.c ---- */
 

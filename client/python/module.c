@@ -186,7 +186,8 @@ static int module_fill(PyObject *module)
 	    module_add_type(module, "Namespace", namespace_type_new(), &namespace_type) < 0 ||
 	    module_add_type(module, "Hold", hold_type_new(), &hold_type) < 0 ||
 	    module_add_type(module, "View", view_type_new(), NULL) < 0 ||
-	    module_add_type(module, "Child", child_type_new(), NULL) < 0)
+	    module_add_type(module, "Child", child_type_new(), NULL) < 0 ||
+	    module_add_type(module, "Adoption", adoption_type_new(), NULL) < 0)
 		return -1;
 	return 0;
 }

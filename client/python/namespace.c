@@ -456,6 +456,10 @@ static PyMethodDef ns_methods[] = {
 	{ "release", ns_release, METH_O, "release(holds)\n\nThose that were released are passed over." },
 	{ "copy_pages", ns_copy_pages, METH_VARARGS,
 	  "copy_pages(holds, blocks, segments, lane, store)\n\nBetween blocks and pages of an engine's own memory, see pages.c." },
+	{ "adopt", ns_adopt, METH_VARARGS,
+	  "adopt(device, lane, n_blocks, memories, planes, dims, run_bytes, block_stride) -> Adoption\n\n"
+	  "device: a GPU's UUID.  memories: list of (64 bytes cudaIpcMemHandle, bytes of the allocation); planes: of (memory, offset); dims: of\n"
+	  "(extent, stride).  The layout is that of kvbm_device.h." },
 	{ "stat", ns_stat, METH_VARARGS, "stat(keys) -> list of int\n\nBits of tiers." },
 	{ "hint", ns_hint, METH_VARARGS, "hint(hint, keys, ttl_ms, priority) -> int\n\nHow many were known." },
 #ifdef KVBM_HAS_ONBOARD

@@ -23,13 +23,14 @@ class Tensor:
     """As much of a torch tensor as the connector looks at, on memory of ours; axis() says where blocks are."""
 
     device = SimpleNamespace(type="cpu")
+    allocate = staticmethod(lambda n: (ctypes.c_ubyte * n)())  # or memory with an address of its own, see test_vllm_device.py
 
     def __init__(self, shape, strides=None, base=None, offset=0):
         self.shape = tuple(shape)
         self._strides = strides or self._dense(shape)
         if base is None:
             n = 1 + sum((s - 1) * t for s, t in zip(self.shape, self._strides))
-            base = (ctypes.c_ubyte * n)()
+            base = self.allocate(n)
         self.memory, self.offset = base, offset
 
     @staticmethod
@@ -47,7 +48,8 @@ class Tensor:
         return 1
 
     def data_ptr(self):
-        return ctypes.addressof(self.memory) + self.offset
+        address = getattr(self.memory, "address", None)
+        return (ctypes.addressof(self.memory) if address is None else address) + self.offset
 
     def at(self, *index):
         return self.offset + sum(i * s for i, s in zip(index, self._strides))
@@ -70,7 +72,7 @@ class Layers:
         self.tensors = []
         if layout == "blocks-first":  # BLNHC: all layers of a block lie together
             page = block_tokens * TOKEN_BYTES
-            memory = (ctypes.c_ubyte * (num_blocks * n_layers * page))()
+            memory = Tensor.allocate(num_blocks * n_layers * page)
             for i in range(n_layers):
                 strides = (n_layers * page, TOKEN_BYTES, 1)
                 self.tensors.append(Tensor((num_blocks, block_tokens, TOKEN_BYTES), strides, memory, i * page))

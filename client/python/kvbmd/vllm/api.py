@@ -140,6 +140,15 @@ def hit_source(name):
         return None
 
 
+def current_stream():
+    """The engine's CUDA stream in this thread; None where there is no torch with CUDA."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return torch.cuda.current_stream() if torch.cuda.is_available() else None
+
+
 def version():
     if not HAVE_VLLM:
         return "none"

@@ -16,6 +16,7 @@ import time
 from .. import _kvbm
 from . import api, layout
 from .desk import Desk
+from .device import DevicePages
 from .meta import KvbmdWorkerMetadata
 
 STORE_BATCH = 32  # blocks that are reserved, copied and committed together
@@ -29,8 +30,8 @@ def numbers_of(packed):
 
 
 class _Store:
-    def __init__(self, blocks):
-        self.blocks = blocks
+    def __init__(self, blocks, mark):
+        self.blocks, self.mark = blocks, mark
         self.touches = frozenset(numbers_of(blocks.numbers))
         self.state = QUEUED
 
@@ -39,6 +40,7 @@ class Worker:
     def __init__(self, identity, link, counts):
         self.identity, self.link, self.counts = identity, link, counts
         self.segments = None  # packed, by group
+        self.device = None  # DevicePages: they are in a GPU's memory
         self.slice_bytes = []
         self._cond = threading.Condition()
         self._stores = set()  # not DONE
@@ -51,21 +53,26 @@ class Worker:
 
     def register(self, kv_caches, num_blocks):
         """The engine's tensors by layer.  Raises BadLayout."""
-        segments = []
+        segments, kinds, device = [], set(), None
         for group in self.identity.groups:
             tensors = [kv_caches[name] for name in group.layers if name in kv_caches]
             for tensor in tensors:
                 if not hasattr(tensor, "data_ptr"):
                     raise layout.BadLayout("a layer whose cache is several tensors")
-                device = str(getattr(getattr(tensor, "device", None), "type", "cpu"))
-                if device != "cpu":
-                    raise layout.BadLayout(f"pages on {device}: only those in the host's memory can be copied")
+                kinds.add(str(getattr(getattr(tensor, "device", None), "type", "cpu")))
             if not tensors:
                 raise layout.BadLayout(f"none of group {group.index}'s layers has a tensor here")
             packed, used = layout.segments_of(tensors, num_blocks, group.lane_bytes)
+            if kinds not in ({"cpu"}, {"cuda"}):
+                raise layout.BadLayout(f"pages on {', '.join(sorted(kinds))}: they must be in the host's memory or on one CUDA device")
+            if kinds == {"cuda"}:
+                device = device or DevicePages(num_blocks)
+                device.add(packed)
+                if used != group.lane_bytes:
+                    raise layout.BadLayout(f"a block has {used} bytes, and {group.lane_bytes} by its description")
             segments.append(packed)
             self.slice_bytes.append(used)
-        self.segments = segments
+        self.segments, self.device = segments, device
 
     def fence(self, packed):
         """Before the engine writes over these blocks: no store reads them any more when this returns."""
@@ -82,7 +89,8 @@ class Worker:
             self._cond.wait_for(lambda: all(s.state != COPYING for s in hit))
 
     def start_load(self, request_id, parts):
-        if self.segments is None or self.link.ns is None or not self._loader.put(lambda: self._load(request_id, parts)):
+        mark = self.device.mark() if self.device is not None else None
+        if self.segments is None or self.link.ns is None or not self._loader.put(lambda: self._load(request_id, parts, mark)):
             self._load_done(request_id, [set(numbers_of(p.numbers)) for p in parts])
 
     def start_store(self, blocks):
@@ -92,10 +100,11 @@ class Worker:
         if self.link.ns is None:
             self.counts.add(store_skipped_away=n)
             return
+        mark = self.device.mark() if self.device is not None else None
         for i in range(0, n, STORE_BATCH):
             j = min(i + STORE_BATCH, n)
             part = type(blocks)(blocks.group, blocks.numbers[8 * i : 8 * j], blocks.keys[size * i : size * j], blocks.parents[size * i : size * j])
-            store = _Store(part)
+            store = _Store(part, mark)
             with self._cond:
                 self._stores.add(store)
             if not self._storer.put(lambda store=store: self._store(store)):
@@ -131,11 +140,15 @@ class Worker:
         """Ends the threads; stores that are waiting get a few seconds, if there is anybody to give them to."""
         self._storer.close(5.0 if self.link.up else 0.1)
         self._loader.close(1.0)
+        if self.device is not None:
+            self.device.close()
 
     # ---- the loading thread ----
 
-    def _load(self, request_id, parts):
+    def _load(self, request_id, parts, mark):
         began = time.monotonic()
+        if mark is not None:
+            mark.synchronize()
         bad = [self._load_part(p) for p in parts]
         blocks = sum(len(p.numbers) // 8 for p in parts) - sum(map(len, bad))
         nbytes = sum((len(p.numbers) // 8 - len(b)) * self.slice_bytes[p.group] for p, b in zip(parts, bad))
@@ -150,6 +163,8 @@ class Worker:
             return set(numbers)
         ns = namespaces[part.group]
         try:
+            if self.device is not None:
+                return set(numbers[self.device.load(ns, part.group, self.identity.lane, part) :])
             holds = ns.match(part.keys)
             self._copy(ns, holds, part.numbers[: 8 * len(holds)], part.group, False)
             return set(numbers[len(holds) :])
@@ -183,6 +198,9 @@ class Worker:
             if ns is None or store.state == DROPPED:
                 self._store_end(store)
                 return
+            if self.device is not None:
+                self._store_device(ns, store, began)
+                return
             holds = self._reserve(ns, blocks)
             kept, numbers = len(holds), blocks.numbers[: 8 * len(holds)]
             ns.copy_pages(holds, numbers, b"", self.identity.lane, True)  # maps what is not mapped yet, which may take a message
@@ -211,6 +229,21 @@ class Worker:
             self._store_end(store)
             if ns is not None:
                 ns.release([h for h in holds if h is not None])
+
+    def _store_device(self, ns, store, began):
+        blocks, n = store.blocks, len(store.touches)
+        store.mark.synchronize()
+        with self._cond:
+            if store.state == DROPPED:
+                return
+            store.state = COPYING
+        try:
+            new = self.device.store(ns, blocks.group, self.identity.lane, blocks)
+        finally:
+            self._store_end(store)
+        self.counts.add(store_blocks=n, store_new_blocks=new, store_bytes=n * self.slice_bytes[blocks.group], store_seconds=time.monotonic() - began)
+        with self._cond:
+            self._stored.append((blocks.group, blocks.keys))
 
     def _reserve(self, ns, blocks):
         """Holds for all of the blocks, or for as many of the first as there is room for."""
