@@ -178,6 +178,8 @@ static void gpu_on_job_mail(struct mail *mail)
 /* Cannot fail; the value is for those who return it. */
 static int gpu_submit(struct gpu *gpu, struct gpu_job *job, enum gpu_kind kind)
 {
+	bool over;
+
 	job->gpu = gpu;
 	job->kind = (uint8_t)kind;
 	job->posted = false;
@@ -185,9 +187,16 @@ static int gpu_submit(struct gpu *gpu, struct gpu_job *job, enum gpu_kind kind)
 	list_add_tail(&gpu->jobs, &job->all);
 	gpu->n_jobs++;
 	pthread_mutex_lock(&gpu->mtx);
-	list_add_tail(&gpu->queue, &job->link);
-	pthread_cond_signal(&gpu->cond);
+	over = gpu->over;
+	if (!over) {
+		list_add_tail(&gpu->queue, &job->link);
+		pthread_cond_signal(&gpu->cond);
+	}
 	pthread_mutex_unlock(&gpu->mtx);
+	/* Only an unpinning that had to wait for its pinning can come as late as that; what was pinned is gone. */
+	assert(!over || kind == GPU_KIND_UNPIN);
+	if (over)
+		gpu_job_done(gpu, job, GPU_E_LOST);
 	gpu_watch_update(gpu);
 	return 0;
 }
@@ -231,8 +240,6 @@ static void gpu_give_up(struct gpu *gpu)
 			continue; /* its mail is on its way */
 		if (job->kind == GPU_KIND_COPY)
 			gpu_copy_flag_failed(container_of(job, struct gpu_copy, job));
-		if (job->kind == GPU_KIND_PIN)
-			container_of(job, struct gpu_pin, job)->unpin = false;
 		gpu_job_done(gpu, job, GPU_E_LOST);
 	}
 	gpu_watch_update(gpu);
@@ -247,7 +254,7 @@ static void gpu_on_watch(struct loop_timer *timer)
 
 	pthread_mutex_lock(&gpu->mtx);
 	if (gpu->call_due_ns != 0 && gpu->call_due_ns <= now_ns) {
-		abandoned = gpu->abandoned = gpu->closing;
+		abandoned = gpu->abandoned = gpu->over = gpu->closing;
 		hung = !gpu->hung;
 		gpu->hung = true;
 		if (gpu->is_online)

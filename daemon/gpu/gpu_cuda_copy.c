@@ -198,10 +198,8 @@ static void part_submit(struct gpu *gpu, struct gpu_slot *slot)
 	if (r == CUDA_SUCCESS)
 		r = CALL(gpu, EventRecord, slot->fence, slot->stream);
 	slot->due_ns = clock_now_ns() + gpu->options.copy_deadline_ns;
-	if (r != CUDA_SUCCESS && !gpu->sick) {
-		gpu_note(gpu, "the driver refused a copy");
-		gpu->sick = true;
-	}
+	if (r != CUDA_SUCCESS)
+		gpu_sicken(gpu, "the driver refused a copy");
 }
 
 /* ---- copies ---- */
@@ -241,9 +239,7 @@ static bool slot_look(struct gpu *gpu, struct gpu_slot *slot)
 	if (r == CUDA_ERROR_NOT_READY && clock_now_ns() < slot->due_ns)
 		return false;
 	if (r != CUDA_SUCCESS) {
-		if (!gpu->sick)
-			gpu_note(gpu, "a copy did not end in time");
-		gpu->sick = true;
+		gpu_sicken(gpu, "a copy did not end in time");
 	} else if (slot->last) {
 		slot_end(gpu, slot, 0);
 	} else {

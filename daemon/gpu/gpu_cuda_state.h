@@ -67,6 +67,7 @@ struct gpu {
 	pthread_cond_t cond;
 	struct list queue; /* borrows */
 	bool stop, hung, abandoned, loop_gone, thread_gone;
+	bool over;            /* the thread takes no job any more */
 	uint64_t call_due_ns; /* of the driver call under way; 0: none */
 	uint64_t losses;
 	bool is_online, state_posted;
@@ -127,6 +128,9 @@ int gpu_outcome(struct gpu *gpu, CUresult result);
 
 /* Why the device is not online, until something better is known. */
 void gpu_note(struct gpu *gpu, const char *why);
+
+/* This life is over, and the loop is told: for the first reason given. */
+void gpu_sicken(struct gpu *gpu, const char *why);
 
 /* The job's last moment on this thread. */
 void gpu_job_end(struct gpu *gpu, struct gpu_job *job, int result);

@@ -17,6 +17,7 @@
 
 #define POLL_MIN_NS UINT64_C(10000)
 #define POLL_MAX_NS UINT64_C(200000)
+#define JOBS_A_TURN 16u
 #define FOREVER_NS (~UINT64_C(0))
 
 void gpu_free(struct gpu *gpu)
@@ -24,6 +25,28 @@ void gpu_free(struct gpu *gpu)
 	pthread_cond_destroy(&gpu->cond);
 	pthread_mutex_destroy(&gpu->mtx);
 	free(gpu);
+}
+
+static void gpu_tell(struct gpu *gpu, bool online)
+{
+	pthread_mutex_lock(&gpu->mtx);
+	if (gpu->is_online && !online)
+		gpu->losses++;
+	gpu->is_online = online;
+	if (!gpu->state_posted) {
+		gpu->state_posted = true;
+		mailbox_post(gpu->options.mailbox, &gpu->state_mail);
+	}
+	pthread_mutex_unlock(&gpu->mtx);
+}
+
+void gpu_sicken(struct gpu *gpu, const char *why)
+{
+	if (gpu->sick)
+		return;
+	gpu->sick = true;
+	gpu_note(gpu, why);
+	gpu_tell(gpu, false); /* before any job ends because of it */
 }
 
 void gpu_call_begin(struct gpu *gpu, uint64_t extra_ns)
@@ -36,6 +59,7 @@ void gpu_call_begin(struct gpu *gpu, uint64_t extra_ns)
 
 CUresult gpu_call_end(struct gpu *gpu, CUresult result, const char *name)
 {
+	char why[GPU_WHY_CHARS] = "the driver does not answer";
 	bool abandoned, last;
 
 	pthread_mutex_lock(&gpu->mtx);
@@ -45,9 +69,8 @@ CUresult gpu_call_end(struct gpu *gpu, CUresult result, const char *name)
 	last = gpu->loop_gone;
 	if (gpu->hung)
 		result = CUDA_ERROR_LAUNCH_TIMEOUT;
-	else if (driver_error_is_sticky(result) && !gpu->sick)
-		(void)snprintf(gpu->why, sizeof(gpu->why), "%s: %s (%d)", name,
-		               gpu->driver ? driver_error_name(gpu->driver, result) : "error", (int)result);
+	else if (driver_error_is_sticky(result))
+		(void)snprintf(why, sizeof(why), "%s: %s (%d)", name, driver_error_name(gpu->driver, result), (int)result);
 	pthread_mutex_unlock(&gpu->mtx);
 	if (abandoned) {
 		if (last)
@@ -55,7 +78,7 @@ CUresult gpu_call_end(struct gpu *gpu, CUresult result, const char *name)
 		pthread_exit(NULL);
 	}
 	if (driver_error_is_sticky(result))
-		gpu->sick = true;
+		gpu_sicken(gpu, why);
 	else if (result != CUDA_SUCCESS && result != CUDA_ERROR_NOT_READY)
 		log_debug("%s: %s: %s", gpu->options.uuid, name, driver_error_name(gpu->driver, result));
 	return result;
@@ -106,19 +129,6 @@ void gpu_job_end(struct gpu *gpu, struct gpu_job *job, int result)
 	mailbox_post(gpu->options.mailbox, &job->mail);
 }
 
-static void gpu_tell(struct gpu *gpu, bool online)
-{
-	pthread_mutex_lock(&gpu->mtx);
-	if (gpu->is_online && !online)
-		gpu->losses++;
-	gpu->is_online = online;
-	if (!gpu->state_posted) {
-		gpu->state_posted = true;
-		mailbox_post(gpu->options.mailbox, &gpu->state_mail);
-	}
-	pthread_mutex_unlock(&gpu->mtx);
-}
-
 static void gpu_probe(struct gpu *gpu)
 {
 	pthread_mutex_lock(&gpu->mtx);
@@ -133,11 +143,9 @@ static void gpu_probe(struct gpu *gpu)
 	gpu->probe_ns = clock_now_ns() + gpu->options.reprobe_ns;
 }
 
-/* First the news, then the ends of the jobs. */
 static void gpu_lose(struct gpu *gpu)
 {
 	assert(gpu->sick);
-	gpu_tell(gpu, false);
 	gpu_copies_lost(gpu);
 	gpu_life_end(gpu);
 	gpu_copies_lost(gpu);
@@ -160,8 +168,8 @@ static void gpu_run(struct gpu *gpu, struct gpu_job *job, bool stop)
 	}
 }
 
-/* Takes all that is queued, after at most @wait_ns.  True: it is time to stop. */
-static bool gpu_take(struct gpu *gpu, uint64_t wait_ns, struct list *ret_jobs)
+/* Until something is queued, or for @wait_ns.  True: it is time to stop. */
+static bool gpu_sleep(struct gpu *gpu, uint64_t wait_ns)
 {
 	uint64_t until_ns = wait_ns == FOREVER_NS ? 0 : clock_now_ns() + wait_ns;
 	struct timespec until = { .tv_sec = (time_t)(until_ns / CLOCK_NS_PER_S),
@@ -169,15 +177,35 @@ static bool gpu_take(struct gpu *gpu, uint64_t wait_ns, struct list *ret_jobs)
 	bool stop;
 	int r = 0;
 
-	list_init(ret_jobs);
 	pthread_mutex_lock(&gpu->mtx);
 	while (wait_ns > 0 && r == 0 && list_empty(&gpu->queue) && !gpu->stop)
 		r = wait_ns == FOREVER_NS ? pthread_cond_wait(&gpu->cond, &gpu->mtx)
 		                          : pthread_cond_timedwait(&gpu->cond, &gpu->mtx, &until);
-	list_splice_tail(ret_jobs, &gpu->queue);
 	stop = gpu->stop;
 	pthread_mutex_unlock(&gpu->mtx);
 	return stop;
+}
+
+static struct gpu_job *gpu_take_or_end(struct gpu *gpu)
+{
+	struct list *it;
+
+	pthread_mutex_lock(&gpu->mtx);
+	it = list_pop(&gpu->queue);
+	gpu->over = !it;
+	pthread_mutex_unlock(&gpu->mtx);
+	return it ? container_of(it, struct gpu_job, link) : NULL;
+}
+
+/* One at a time: what is behind a call that hangs stays in the queue, where the loop can answer it. */
+static struct gpu_job *gpu_take(struct gpu *gpu)
+{
+	struct list *it;
+
+	pthread_mutex_lock(&gpu->mtx);
+	it = list_pop(&gpu->queue);
+	pthread_mutex_unlock(&gpu->mtx);
+	return it ? container_of(it, struct gpu_job, link) : NULL;
 }
 
 static uint64_t gpu_wait_ns(const struct gpu *gpu, uint64_t poll_ns)
@@ -196,16 +224,17 @@ void *gpu_main(void *arg)
 {
 	struct gpu *gpu = arg;
 	uint64_t poll_ns = POLL_MIN_NS;
-	struct list jobs, *it;
+	struct gpu_job *job;
 	bool stop;
 
 	thread_set_role(THREAD_GPU);
 	do {
-		stop = gpu_take(gpu, gpu_wait_ns(gpu, poll_ns), &jobs);
+		stop = gpu_sleep(gpu, gpu_wait_ns(gpu, poll_ns));
 		if (!gpu->context && !stop && clock_now_ns() >= gpu->probe_ns)
 			gpu_probe(gpu);
-		while ((it = list_pop(&jobs)))
-			gpu_run(gpu, container_of(it, struct gpu_job, link), stop);
+		/* A few, then the copies again. */
+		for (unsigned i = 0; (stop || i < JOBS_A_TURN) && (job = gpu_take(gpu)); i++)
+			gpu_run(gpu, job, stop);
 		if (stop)
 			gpu_copies_lost(gpu);
 		if (gpu->context && !gpu->sick)
@@ -219,6 +248,11 @@ void *gpu_main(void *arg)
 	} while (!stop || gpu->n_running > 0);
 	gpu_life_end(gpu);
 	assert(list_empty(&gpu->copies));
+	do {
+		job = gpu_take_or_end(gpu);
+		if (job)
+			gpu_run(gpu, job, true);
+	} while (job);
 	mailbox_post(gpu->options.mailbox, &gpu->farewell);
 	return NULL;
 }

@@ -326,6 +326,32 @@ START_TEST(unpinned_before_it_was_pinned)
 }
 END_TEST
 
+static unsigned n_unpinned;
+
+static void on_unpinned(struct gpu_pin *pin, int r)
+{
+	(void)pin, (void)r;
+	n_unpinned++;
+}
+
+START_TEST(closed_right_after_unpinning)
+{
+	static struct gpu_pin pins[8];
+	static char ranges[8][4096] __attribute__((aligned(4096)));
+
+	for (unsigned round = 0; round < 5; round++) {
+		device_open(10000);
+		n_unpinned = 0;
+		for (unsigned i = 0; i < 8; i++) {
+			gpu_pin(device.gpu, &pins[i], ranges[i], 4096);
+			gpu_unpin(device.gpu, &pins[i], on_unpinned);
+		}
+		device_close();
+		ck_assert_uint_eq(n_unpinned, 8);
+	}
+}
+END_TEST
+
 START_TEST(memory_that_cannot_be_pinned)
 {
 	struct gpu_pin pin;
@@ -424,6 +450,7 @@ static void add(TCase *tcase)
 	tcase_add_test(tcase, handles_that_are_none);
 	tcase_add_test(tcase, two_devices_pin_the_same_memory);
 	tcase_add_test(tcase, unpinned_before_it_was_pinned);
+	tcase_add_test(tcase, closed_right_after_unpinning);
 	tcase_add_test(tcase, memory_that_cannot_be_pinned);
 	tcase_add_test(tcase, an_engine_is_killed_at_each_step);
 }
