@@ -97,8 +97,10 @@ CUresult cuDeviceGetAttribute(int *pi, CUdevice_attribute attrib, CUdevice dev)
 	if (dev < 0 || dev >= fake.n_devices)
 		return CUDA_ERROR_INVALID_DEVICE;
 	switch ((int)attrib) {
-	case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
 	case CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED:
+		*pi = fake.fds;
+		return CUDA_SUCCESS;
+	case CU_DEVICE_ATTRIBUTE_UNIFIED_ADDRESSING:
 	case CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS:
 		*pi = 1;
 		return CUDA_SUCCESS;

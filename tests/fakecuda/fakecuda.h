@@ -16,6 +16,7 @@
  * Environment: FAKECUDA_DIR (shared by the processes of a test, on a tmpfs; default /dev/shm/fakecuda-UID),
  * FAKECUDA_DEVICES (1), FAKECUDA_BYTES of each (256 MiB), FAKECUDA_DRIVER (13000), FAKECUDA_DELAY_US (random delays up
  * to it; 200), FAKECUDA_GBPS (bandwidth of a stream; 0: as fast as it goes), FAKECUDA_MIG (1), FAKECUDA_NUMA (node; -1),
+ * FAKECUDA_FDS (0: cuMem memory is not shared by descriptor; 1),
  * FAKECUDA_FAIL (CALL@N=ERROR: the N-th such call of the process), FAKECUDA_HANG (CALL@N).  And control.h.
  */
 #ifndef FAKECUDA_H
@@ -82,7 +83,7 @@ struct fake {
 	char dir[64];
 	int n_devices, driver, numa;
 	uint64_t device_bytes, delay_us, gbps;
-	bool mig;
+	bool mig, fds;
 	struct device devices[FAKECUDA_MAX_DEVICES];
 	struct list memories, events, streams;
 	uint64_t next_address, next_id;

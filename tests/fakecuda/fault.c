@@ -193,6 +193,7 @@ void fake_read_environment(void)
 	fake.delay_us = number("FAKECUDA_DELAY_US", 200);
 	fake.gbps = number("FAKECUDA_GBPS", 0);
 	fake.mig = number("FAKECUDA_MIG", 0) != 0;
+	fake.fds = number("FAKECUDA_FDS", 1) != 0;
 	fake.numa = (int)(int64_t)number("FAKECUDA_NUMA", UINT64_MAX);
 	preset_read(0, "FAKECUDA_FAIL");
 	preset_read(1, "FAKECUDA_HANG");

@@ -341,10 +341,10 @@ void daemon_baseline(struct daemon_proc *d, struct daemon_baseline *ret_baseline
 		.sessions = metric_find(text, "sessions"),
 		.leases = metric_find(text, "leases"),
 		.pins = metric_find(text, "pins"),
-		.slots = metric_find(text, "g2_slots"),
-		.free = metric_find(text, "g2_slots_free"),
-		.used = metric_find(text, "g2_slots_used"),
-		.quarantined = metric_find(text, "g2_slots_quarantined"),
+		.slots = metric_find(text, "g1_slots") + metric_find(text, "g2_slots"),
+		.free = metric_find(text, "g1_slots_free") + metric_find(text, "g2_slots_free"),
+		.used = metric_find(text, "g1_slots_used") + metric_find(text, "g2_slots_used"),
+		.quarantined = metric_find(text, "g1_slots_quarantined") + metric_find(text, "g2_slots_quarantined"),
 		.resident = metric_find(text, "blocks_resident"),
 	};
 

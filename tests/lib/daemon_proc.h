@@ -75,7 +75,8 @@ unsigned daemon_await_metric(struct daemon_proc *d, const char *name, uint64_t v
 
 struct daemon_baseline {
 	struct fdcount fds;
-	uint64_t sessions, leases, pins, slots, free, used, quarantined, resident;
+	uint64_t sessions, leases, pins, resident;
+	uint64_t slots, free, used, quarantined; /* of host memory and of pools on devices */
 };
 
 /* Takes stock.  The namespaces of the test must be known and have got their memory by then (daemon_warm()). */
