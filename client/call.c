@@ -255,12 +255,20 @@ static int replies_take(struct kvbm *k)
 	}
 }
 
+/* What the daemon said before it left counts, even where we can no longer write.  But descriptors that it does not take will never be gone. */
+static int exchange_flush(struct kvbm *k)
+{
+	return wire_out_flush(&k->out, k->fd) == -EPERM
+	               ? kvbm__down(k, KVBM_E_PERM, "the daemon takes no descriptors: it knows of no device")
+	               : 0;
+}
+
 int kvbm__exchange(struct kvbm *k)
 {
 	if (k->state == CLIENT_DOWN)
 		return -KVBM_E_GONE;
-	/* What the daemon said before it left counts, even where we can no longer write. */
-	(void)wire_out_flush(&k->out, k->fd);
+	if (exchange_flush(k) < 0)
+		return -KVBM_E_PERM;
 	return replies_take(k);
 }
 
@@ -272,7 +280,8 @@ static int exchange_wait(struct kvbm *k, uint64_t deadline_ns)
 
 	if (k->state == CLIENT_DOWN)
 		return -KVBM_E_GONE;
-	(void)wire_out_flush(&k->out, k->fd);
+	if (exchange_flush(k) < 0)
+		return -KVBM_E_PERM;
 	waited = kvbm__wait(k, deadline_ns);
 	r = replies_take(k);
 	return r != 0 ? r : waited;

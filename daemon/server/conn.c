@@ -329,16 +329,23 @@ static void conn_on_event(struct loop_watch *w, unsigned events)
 
 /* ---- life ---- */
 
+/* Where the kernel can, it refuses them at the sender: to close one that somebody made for us may take long. */
+void conn_take_descriptors(struct conn *c, bool on)
+{
+	int value = on;
+
+	(void)setsockopt(c->fd, SOL_SOCKET, SO_PASSRIGHTS, &value, sizeof(value));
+}
+
 int conn_init(struct conn *c, struct loop *loop, int fd, const struct conn_limits *limits, const struct conn_ops *ops)
 {
-	int off = 0, r;
+	int r;
 
 	thread_assert(THREAD_LOOP);
 	assert(fd >= 0 && limits->timeout_ns > 0);
 	*c = (struct conn){ .loop = loop, .ops = ops, .limits = *limits, .fd = fd, .state = CONN_OPEN };
 	c->since_ns = loop_now_ns(loop);
-	/* Requests never carry descriptors: where the kernel can, it refuses them at the sender. */
-	(void)setsockopt(fd, SOL_SOCKET, SO_PASSRIGHTS, &off, sizeof(off));
+	conn_take_descriptors(c, false);
 	r = loop_watch_start(loop, &c->watch, fd, LOOP_READABLE, conn_on_event);
 	if (r < 0) {
 		close(fd);

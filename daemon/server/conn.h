@@ -64,6 +64,9 @@ struct conn {
 _must_check_ int conn_init(struct conn *c, struct loop *loop, int fd, const struct conn_limits *limits,
                            const struct conn_ops *ops);
 
+/* May requests carry descriptors?  No, until somebody says so. */
+void conn_take_descriptors(struct conn *c, bool on);
+
 /* Sends what waits, reads no more, then ends.  @why as in on_gone. */
 void conn_drain(struct conn *c, const char *why);
 

@@ -190,6 +190,9 @@ int handle_attach(const struct request *q, struct reply *reply)
 		(void)holder_close(h, true); /* it has written nothing */
 		return 0;
 	}
+	/* An engine may have memory to adopt: that of cuMemCreate() is named by descriptors. */
+	if (q->session->has_conn && q->service->devices && devices_may_be(q->service->devices))
+		conn_take_descriptors(&q->session->conn, true);
 	kvbm__attach_reply__init(body);
 	body->ns = session_add_holder(q->session, h);
 	body->fingerprint = (ProtobufCBinaryData){ 16, (uint8_t *)objects.fingerprint };

@@ -150,6 +150,11 @@ bool devices_are_known(const struct devices *ds)
 	return ds->known;
 }
 
+bool devices_may_be(const struct devices *ds)
+{
+	return !ds->known || ds->n > 0;
+}
+
 const char *devices_note(const struct devices *ds)
 {
 	return ds->note;

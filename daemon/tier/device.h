@@ -39,6 +39,8 @@ void devices_region_gone(struct devices *ds, const struct tier_region *region);
 bool devices_are_known(const struct devices *ds);
 const char *devices_note(const struct devices *ds); /* why there is none; "" */
 uint32_t devices_n(const struct devices *ds);
+/* There are some, or it is not known yet. */
+bool devices_may_be(const struct devices *ds);
 struct device *devices_at(struct devices *ds, uint32_t i);
 /* By UUID, whole.  NULL: none, or not among those of the configuration. */
 struct device *devices_find(struct devices *ds, const char *uuid);

@@ -33,6 +33,8 @@ static struct kvbm *kvbm;
 static struct kvbm_ns *ns;
 static struct kvbm_adoption *adoption;
 static char uuid[GPU_UUID_CHARS];
+static uint8_t event[64];
+static bool with_event;
 static uint8_t *shown; /* the engine's memory, by way of a memfd */
 static int shown_fd = -1;
 static uint8_t keys[N * 16];
@@ -64,7 +66,7 @@ static void engine_clear(void)
 	peer_load(&peer, shown_fd, MEMORY);
 }
 
-static void start(void)
+static void start(enum gpu_share share, const char *const *daemon_flags)
 {
 	/* This process asks for the devices only. */
 	device_environment(NULL, 0);
@@ -76,8 +78,8 @@ static void start(void)
 	shown = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, shown_fd, 0);
 	must(shown != MAP_FAILED);
 	peer_start(&peer);
-	peer_alloc(&peer, MEMORY, GPU_SHARE_HANDLE, &mem);
-	daemon_start(&d, flags);
+	peer_alloc(&peer, MEMORY, share, &mem);
+	daemon_start(&d, daemon_flags);
 	for (unsigned i = 0; i < sizeof(keys); i++)
 		keys[i] = (uint8_t)(i * 37 + 11);
 }
@@ -114,7 +116,9 @@ static struct kvbm_engine_blocks engine_blocks(struct kvbm_memory *memory, struc
 		                            .extents = { LAYERS, OUTER },
 		                            .strides = { 0, (uint64_t)BLOCKS * RUN },
 		                            .run_bytes = RUN,
-		                            .block_stride = RUN };
+		                            .block_stride = RUN,
+		                            .events = event,
+		                            .n_events = with_event };
 }
 
 /* The daemon may not have heard from the driver yet. */
@@ -131,17 +135,23 @@ static int adopt(void)
 	return r;
 }
 
-static void setup(void)
+static void setup_as(enum gpu_share share, const char *const *daemon_flags)
 {
-	start();
+	start(share, daemon_flags);
 	client_open();
 	ck_assert_msg(adopt() == 0, "%s", kvbm_error(kvbm));
+}
+
+static void setup(void)
+{
+	setup_as(GPU_SHARE_HANDLE, flags);
 }
 
 static void teardown(void)
 {
 	kvbm_close(kvbm);
 	kvbm = NULL;
+	with_event = false;
 	daemon_deinit(&d);
 	peer_stop(&peer, true);
 	if (device.loop)
@@ -197,6 +207,7 @@ START_TEST(there_and_back)
 	struct kvbm_copy store = copy_of(some, N), load = copy_of(others, N);
 	uint8_t states[N];
 
+	setup();
 	engine_fill(1);
 	store.ret_states = load.ret_states = states;
 	ck_assert_msg(kvbm_store(adoption, &store) == N, "%s", kvbm_error(kvbm));
@@ -222,6 +233,7 @@ START_TEST(a_hole_ends_the_prefix)
 	struct kvbm_copy store = copy_of(some, 5), load = copy_of(others, N);
 	uint8_t states[N];
 
+	setup();
 	engine_fill(3);
 	ck_assert_int_eq(kvbm_store(adoption, &store), 5);
 	engine_clear();
@@ -256,6 +268,7 @@ START_TEST(a_flag_is_waited_for)
 {
 	struct kvbm_copy store = copy_of(some, N);
 
+	setup();
 	engine_fill(4);
 	store.flags = KVBM_NOWAIT;
 	store.before = (struct kvbm_sync){ KVBM_SYNC_FLAG, 0, 9 };
@@ -278,6 +291,7 @@ START_TEST(a_flag_that_does_not_come)
 	struct kvbm_copy store = copy_of(some, N);
 	struct daemon_baseline before;
 
+	setup();
 	daemon_baseline(&d, &before);
 	store.before = (struct kvbm_sync){ KVBM_SYNC_FLAG, 0, 1 };
 	store.after = (struct kvbm_sync){ KVBM_SYNC_FLAG, 1, 5 };
@@ -295,6 +309,7 @@ START_TEST(a_miss_is_signalled)
 {
 	struct kvbm_copy load = copy_of(others, N);
 
+	setup();
 	load.flags = KVBM_NOWAIT | KVBM_ALL;
 	load.after = (struct kvbm_sync){ KVBM_SYNC_FLAG, 2, 5 };
 	ck_assert_int_eq(kvbm_load(adoption, &load), 0);
@@ -311,12 +326,14 @@ START_TEST(what_is_wrong_is_said)
 {
 	struct kvbm_memory memory;
 	struct kvbm_plane planes[LAYERS];
-	struct kvbm_engine_blocks blocks = engine_blocks(&memory, planes);
+	struct kvbm_engine_blocks blocks;
 	struct kvbm_adoption *none = NULL;
 	struct kvbm_copy copy = copy_of(some, N);
 	static const uint32_t beyond[] = { BLOCKS };
 	uint8_t stale[64];
 
+	setup();
+	blocks = engine_blocks(&memory, planes);
 	blocks.device = "GPU-00000000-0000-0000-0000-000000000000";
 	ck_assert_int_eq(kvbm_adopt(ns, &blocks, &none), -KVBM_E_NOENT);
 	blocks.device = uuid;
@@ -363,6 +380,7 @@ START_TEST(a_client_dies_in_a_copy)
 	pid_t child;
 	int status;
 
+	setup();
 	if (!device.control)
 		return; /* a device cannot be told to wait */
 	engine_fill(6);
@@ -397,6 +415,7 @@ START_TEST(a_lost_device_comes_back)
 	struct kvbm_copy store = copy_of(some, N);
 	int r;
 
+	setup();
 	if (!device.control)
 		return;
 	engine_fill(7);
@@ -420,6 +439,7 @@ START_TEST(the_daemon_stops_in_a_copy)
 {
 	struct kvbm_copy store = copy_of(some, N);
 
+	setup();
 	if (!device.control)
 		return;
 	atomic_store(&device.control->held, 1);
@@ -437,6 +457,7 @@ START_TEST(a_new_daemon_is_adopted_anew)
 {
 	struct kvbm_copy store = copy_of(some, N);
 
+	setup();
 	engine_fill(8);
 	daemon_kill(&d);
 	daemon_run(&d);
@@ -448,9 +469,90 @@ START_TEST(a_new_daemon_is_adopted_anew)
 }
 END_TEST
 
+/* ---- by descriptor, by event, from disk ---- */
+
+START_TEST(memory_by_descriptor)
+{
+	struct kvbm_copy store = copy_of(some, N), load = copy_of(others, N);
+
+	device_environment(NULL, 0);
+	device_list();
+	if (!device.infos[0].fds)
+		return; /* this driver has none */
+	device_close();
+	setup_as(GPU_SHARE_FD, flags);
+	engine_fill(9);
+	ck_assert_msg(kvbm_store(adoption, &store) == N, "%s", kvbm_error(kvbm));
+	host_is(some, N, 9);
+	engine_clear();
+	ck_assert_int_eq(kvbm_load(adoption, &load), N);
+	engine_is(others, some, N, 9);
+}
+END_TEST
+
+/* The engine's stream fills its memory and records the event, late; the copy is of what it filled. */
+START_TEST(an_event_is_waited_for)
+{
+	struct kvbm_copy store = copy_of(some, N);
+	struct kvbm_span spans[N];
+
+	with_event = true;
+	start(GPU_SHARE_HANDLE, flags);
+	peer_event(&peer, event);
+	client_open();
+	ck_assert_msg(adopt() == 0, "%s", kvbm_error(kvbm));
+	engine_clear();
+	peer_fill_later(&peer, MEMORY, 0xab, 0);
+	store.before = (struct kvbm_sync){ KVBM_SYNC_EVENT, 0, 0 };
+	ck_assert_msg(kvbm_store(adoption, &store) == N, "%s", kvbm_error(kvbm));
+	ck_assert_int_eq(kvbm_match(ns, keys, N, 0, spans), N);
+	for (unsigned i = 0; i < N; i++) {
+		const uint8_t *p = kvbm_data(ns, &spans[i], 0);
+
+		for (unsigned b = 0; b < LANE_BYTES; b++)
+			ck_assert_uint_eq(p[b], 0xab);
+	}
+	must(kvbm_release(ns, spans, N) == (int)N);
+}
+END_TEST
+
+/* What is only on disk any more comes up through host memory. */
+START_TEST(from_disk)
+{
+	static char path[256];
+	static const char *on_disk[] = { "--g2.size=2M",  "--g2.region_size=2M", path,
+		                         "--g3.size=64M", "--g3.write=through",  NULL };
+	struct kvbm_copy store = copy_of(some, N), load = copy_of(others, N);
+	uint32_t tiers[N] = { 0 };
+	uint8_t first[sizeof(keys)];
+	char folder[] = "/tmp/kvbm-test-disk-XXXXXX";
+
+	must(mkdtemp(folder));
+	snprintf(path, sizeof(path), "--g3.path=%s/g3", folder);
+	setup_as(GPU_SHARE_HANDLE, on_disk);
+	engine_fill(10);
+	ck_assert_msg(kvbm_store(adoption, &store) == N, "%s", kvbm_error(kvbm));
+	memcpy(first, keys, sizeof(keys));
+	/* Others take its place: host memory has 128 slots. */
+	for (unsigned i = 1; i < 16 || (kvbm_stat(ns, first, 1, tiers) == 1 && tiers[0] & KVBM_TIER_G2); i++) {
+		ck_assert_uint_lt(i, 1000);
+		for (unsigned j = 0; j < N; j++)
+			memcpy(keys + 16 * j + 8, &(uint32_t){ i * N + j }, 4);
+		ck_assert_msg(kvbm_store(adoption, &store) >= 0, "%s", kvbm_error(kvbm));
+	}
+	memcpy(keys, first, sizeof(keys));
+	engine_clear();
+	ck_assert_msg(kvbm_load(adoption, &load) == N, "%s", kvbm_error(kvbm));
+	engine_is(others, some, N, 10);
+	daemon_stop(&d);
+	d.pid = 0;
+	must(unlink(path + sizeof("--g3.path=") - 1) == 0 && rmdir(folder) == 0);
+}
+END_TEST
+
 static void add(TCase *tcase)
 {
-	tcase_add_checked_fixture(tcase, setup, teardown);
+	tcase_add_checked_fixture(tcase, NULL, teardown);
 	tcase_set_timeout(tcase, 120);
 	tcase_add_test(tcase, there_and_back);
 	tcase_add_test(tcase, a_hole_ends_the_prefix);
@@ -462,6 +564,9 @@ static void add(TCase *tcase)
 	tcase_add_test(tcase, a_lost_device_comes_back);
 	tcase_add_test(tcase, the_daemon_stops_in_a_copy);
 	tcase_add_test(tcase, a_new_daemon_is_adopted_anew);
+	tcase_add_test(tcase, memory_by_descriptor);
+	tcase_add_test(tcase, an_event_is_waited_for);
+	tcase_add_test(tcase, from_disk);
 }
 
 int main(int argc, char **argv)
