@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -42,6 +41,7 @@
 #include "server/listener.h"
 #include "server/service.h"
 #include "server/session.h"
+#include "settings.h"
 #include "sums.h"
 #include "tier/device.h"
 #include "tier/host.h"
@@ -49,9 +49,7 @@
 
 #define TICK_NS CLOCK_NS_PER_S
 #define TICK_MIN_NS (10 * CLOCK_NS_PER_MS)
-#define ZOMBIE_NS (60 * CLOCK_NS_PER_S) /* longest known time for which I/O of a dead process goes on */
 #define REPROBE_NS (2 * CLOCK_NS_PER_S) /* between tries to get a lost GPU back */
-#define WORKERS_MAX 16u
 #define JOBS_WAITING 256u
 
 struct daemon {
@@ -88,45 +86,6 @@ struct daemon {
 
 /* ---- from the configuration ---- */
 
-static const enum store_write writes[] = {
-	[CONFIG_WRITE_ON_EVICT] = STORE_WRITE_ON_EVICT,
-	[CONFIG_WRITE_THROUGH] = STORE_WRITE_THROUGH,
-	[CONFIG_WRITE_IF_HIT] = STORE_WRITE_IF_HIT,
-	[CONFIG_WRITE_NEVER] = STORE_WRITE_NEVER,
-};
-
-static uint64_t daemon_lower_bytes(const struct daemon *d)
-{
-	struct tier_lower_stat stat = { 0 };
-
-	if (d->lower)
-		d->lower->ops->stat(d->lower, &stat);
-	return stat.size_bytes;
-}
-
-static void daemon_policies(struct daemon *d)
-{
-	const struct config *c = &d->config;
-	uint64_t lower = daemon_lower_bytes(d);
-
-	for (uint32_t i = 0; i < c->n_namespaces; i++) {
-		const struct config_namespace *ns = &c->namespaces[i];
-		struct store_policy *p = &d->policies[i];
-
-		_Static_assert(sizeof(p->name) == sizeof(ns->name), "a section's name fits");
-		memcpy(p->name, ns->name, sizeof(p->name));
-		p->share_bytes = config_amount_bytes(&ns->share, c->g2_size_bytes);
-		p->max_bytes = config_amount_bytes(&ns->max, c->g2_size_bytes);
-		p->uids = ns->uids.uid;
-		p->n_uids = ns->uids.n;
-		p->lower_share_bytes = config_amount_bytes(&ns->g3_share, lower);
-		p->lower_max_bytes = config_amount_bytes(&ns->g3_max, lower);
-		p->device_share_bytes = config_amount_bytes(&ns->g1_share, c->g1_size_bytes);
-		p->device_max_bytes = config_amount_bytes(&ns->g1_max, c->g1_size_bytes);
-		p->write = writes[ns->g3_write == CONFIG_WRITE_INHERIT ? c->g3_write : ns->g3_write];
-	}
-}
-
 static void daemon_on_region(void *ctx, const struct tier_region *region)
 {
 	devices_region_seen(ctx, region);
@@ -139,57 +98,18 @@ static void daemon_on_region_gone(void *ctx, const struct tier_region *region)
 
 static struct store_config daemon_store_config(struct daemon *d)
 {
-	const struct config *c = &d->config;
+	struct tier_lower_stat stat = { 0 };
+	struct store_config config;
 
-	daemon_policies(d);
-	return (struct store_config){
-		.host = d->host,
-		.policies = d->policies,
-		.n_policies = c->n_namespaces,
-		.max_namespaces = (uint32_t)c->namespaces_max,
-		.grace_percent = (uint32_t)c->g2_grace_percent,
-		.why_entries = (uint32_t)c->why_entries,
-		.write_timeout_ns = c->write_timeout_ns,
-		.boot_id = d->life.boot_id,
-		.watch = { .region_seen = daemon_on_region, .region_gone = daemon_on_region_gone, .ctx = d->devices },
-		.lower = d->lower,
-		.calculator = sums_on(d->workers),
-		.max_transfers = (uint32_t)c->g3_depth * 2, /* half of them in the hands of the workers */
-		.low_percent = (uint32_t)c->g2_low_percent,
-		.scrub_percent = (uint32_t)c->g3_scrub_percent,
-		.write = writes[c->g3_write],
-	};
-}
-
-static struct sessions_config daemon_sessions_config(const struct daemon *d)
-{
-	const struct config *c = &d->config;
-
-	return (struct sessions_config){
-		.conn = { .timeout_ns = c->frame_timeout_ns, .output_bytes = (uint32_t)c->output_bytes },
-		.max_sessions = (uint32_t)c->max_sessions,
-		.max_per_uid = (uint32_t)c->max_sessions_per_uid,
-		.slots_per_session = c->slots_per_session,
-		.slots_per_uid = c->slots_per_uid,
-		.holds_per_session = c->leases_per_session,
-		.holds_per_uid = UINT64_MAX, /* bounded by sessions */
-		.pins_per_session = c->pins_per_session,
-		.zombie_ns = ZOMBIE_NS,
-		.allow_uids = c->allow_uids.uid,
-		.n_allow_uids = c->allow_uids.n,
-	};
-}
-
-static unsigned daemon_n_workers(const struct config *c)
-{
-	cpu_set_t cpus;
-	unsigned n = 1;
-
-	if (c->workers > 0)
-		return (unsigned)c->workers;
-	if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0)
-		n = (unsigned)CPU_COUNT(&cpus) / 2; /* the other half is for the engines, who wait for us at the same time */
-	return n < 1 ? 1 : n > WORKERS_MAX ? WORKERS_MAX : n;
+	if (d->lower)
+		d->lower->ops->stat(d->lower, &stat);
+	config = settings_of_store(&d->config, stat.size_bytes, d->policies);
+	config.host = d->host;
+	config.boot_id = d->life.boot_id;
+	config.watch = (struct tier_watch){ daemon_on_region, daemon_on_region_gone, d->devices };
+	config.lower = d->lower;
+	config.calculator = sums_on(d->workers);
+	return config;
 }
 
 /* ---- signals ---- */
@@ -223,7 +143,7 @@ static void daemon_apply(struct daemon *d, const struct config *config)
 	/* In place: modules borrow lists of uids out of it. */
 	d->config = *config;
 	log_set_level(log_level_name((enum log_level)config->log));
-	sessions = daemon_sessions_config(d);
+	sessions = settings_of_sessions(&d->config);
 	sessions_configure(&d->sessions, &sessions);
 	store = daemon_store_config(d);
 	store_configure(d->store, &store);
@@ -363,7 +283,7 @@ static bool mailbox_is_stopped(struct daemon *d)
 
 static int start_workers(struct daemon *d)
 {
-	return error_trace(worker_pool_new(d->mailbox, daemon_n_workers(&d->config), JOBS_WAITING, &d->workers));
+	return error_trace(worker_pool_new(d->mailbox, settings_n_workers(&d->config), JOBS_WAITING, &d->workers));
 }
 
 static void stop_workers(struct daemon *d)
@@ -633,7 +553,7 @@ static bool adoptions_are_stopped(struct daemon *d)
 
 static int start_sessions(struct daemon *d)
 {
-	struct sessions_config config = daemon_sessions_config(d);
+	struct sessions_config config = settings_of_sessions(&d->config);
 
 	sessions_init(&d->sessions, d->loop, &d->service, &config);
 	loop_timer_init(d->loop, &d->tick);
@@ -754,7 +674,8 @@ static void daemon_say_start(const struct daemon *d)
 	d->host->ops->stat(d->host, &stat);
 	log_info("kvbmd " KVBM_VERSION " serves on %s%s: g2 %s on pages of kind %s, %u workers%s%s", d->listener.path,
 	         d->listener.inherited ? " (handed over)" : "", size_format(stat.size_bytes, size, sizeof(size)),
-	         stat.page_kind, daemon_n_workers(&d->config), d->config.file[0] ? ", settings of " : "", d->config.file);
+	         stat.page_kind, settings_n_workers(&d->config), d->config.file[0] ? ", settings of " : "",
+	         d->config.file);
 }
 
 static void daemon_start(struct daemon *d)
