@@ -7,6 +7,7 @@
  *   view.c     a namespace's objects as mapped from one daemon: index, records, session page, regions
  *   lookup.c   match and release through shared memory
  *   verbs.c    the calls of kvbm.h that are messages
+ *   reports.c  those of them that hold nothing: advice, reports, administration
  *   adopt.c    those on an engine's own device memory
  *
  * Threads: kvbm->lock covers the connection and is held while a message is under way; ns->lock covers a namespace's view, and is
