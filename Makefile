@@ -121,7 +121,8 @@ TESTLIB_SRC := $(wildcard tests/lib/*.c)
 UNIT_SRC := $(wildcard tests/unit/*/test_*.c)
 INTEGRATION_SRC := $(wildcard tests/integration/test_*.c)
 GPU_TEST_SRC := $(if $(TOOLKIT),$(wildcard tests/gpu/test_*.c))
-GPU_TEST_LIB_SRC := $(if $(TOOLKIT),$(filter-out $(GPU_TEST_SRC),$(wildcard tests/gpu/*.c)))
+GPU_BENCH_SRC := $(if $(TOOLKIT),$(wildcard tests/gpu/bench_*.c))
+GPU_TEST_LIB_SRC := $(if $(TOOLKIT),$(filter-out $(GPU_TEST_SRC) $(GPU_BENCH_SRC),$(wildcard tests/gpu/*.c)))
 FAKECUDA_SRC := $(if $(TOOLKIT),$(wildcard tests/fakecuda/*.c))
 SIM_SRC := $(wildcard tests/sim/*.c)
 FUZZ_SRC := $(wildcard tests/fuzz/fuzz_*.c)
@@ -153,6 +154,7 @@ CUDA_SOFILE := libkvbm-cuda.so.$(VERSION)
 UNIT_BIN := $(call bin,$(UNIT_SRC))
 INTEGRATION_BIN := $(call bin,$(INTEGRATION_SRC))
 GPU_TEST_BIN := $(call bin,$(GPU_TEST_SRC))
+GPU_BENCH_BIN := $(call bin,$(GPU_BENCH_SRC))
 FAKECUDA := $(if $(FAKECUDA_SRC),$(B)/fakecuda/libcuda.so.1)
 SIM_BIN := $(if $(SIM_SRC),$(B)/tests/sim/sim)
 FUZZ_BIN := $(call bin,$(FUZZ_SRC))
@@ -160,7 +162,7 @@ BENCH_BIN := $(call bin,$(BENCH_SRC))
 EXAMPLE_BIN := $(patsubst client/examples/%.c,$(B)/examples/%,$(EXAMPLE_SRC))
 PROGRAMS := $(if $(MAIN_SRC),$(B)/kvbmd) $(if $(CTL_SRC),$(B)/kvbmctl) $(if $(CLIENT_SRC),$(B)/libkvbm.so) \
 	$(if $(CUDA_CLIENT_SRC),$(B)/libkvbm-cuda.so) $(EXAMPLE_BIN)
-TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(GPU_TEST_LIB_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
+TEST_OBJ := $(call obj,$(UNIT_SRC) $(INTEGRATION_SRC) $(GPU_TEST_SRC) $(GPU_BENCH_SRC) $(GPU_TEST_LIB_SRC) $(SIM_SRC) $(FUZZ_SRC) $(FUZZ_MAIN) $(BENCH_SRC) \
 	$(BENCH_LIB_SRC) $(TESTLIB_SRC))
 ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(call pic,$(CLIENT_SRC) $(CUDA_CLIENT_SRC) $(PROTO_SRC) $(PY_SRC) $(FAKECUDA_SRC)) \
 	$(PB_OBJ) $(TEST_OBJ)
@@ -176,7 +178,7 @@ RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 # Targets -------------------------------------------------------------------------------------------------------------
 
 .PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu \
-	check-gpu-standin lint lint-sizes format bench fuzz tests deps install dist help clean fuzz-run FORCE
+	check-gpu-standin lint lint-sizes format bench bench-gpu fuzz tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -230,6 +232,9 @@ format: ## rewrite all C files (or FILES) as .clang-format has it
 
 bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run (BENCH=P1,P3: only these)
 	@BENCH='$(BENCH)' tests/bench/run.py $(BENCH_BIN)
+
+bench-gpu: all $(GPU_BENCH_BIN) ## P16 on a device, with its name
+	@$(if $(GPU_BENCH_BIN),BENCH='$(BENCH)' tests/bench/run.py $(GPU_BENCH_BIN),echo 'skipped: no CUDA toolkit')
 
 fuzz: ## FUZZ_SECONDS of each fuzz target (clang)
 	@+$(MAKE) --no-print-directory CC='$(CLANG)' SAN=fuzzer fuzz-run
@@ -415,6 +420,9 @@ $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(TEST_LIBS)
 	$(call link_test)
 
 $(B)/tests/integration/%: $(B)/obj/tests/integration/%.o $(TEST_LIBS)
+	$(call link_test)
+
+$(B)/tests/gpu/bench_%: $(B)/obj/tests/gpu/bench_%.o $(call obj,$(GPU_TEST_LIB_SRC) $(BENCH_LIB_SRC)) $(TEST_LIBS)
 	$(call link_test)
 
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(call obj,$(GPU_TEST_LIB_SRC)) $(call pic,$(CUDA_CLIENT_SRC)) $(TEST_LIBS)

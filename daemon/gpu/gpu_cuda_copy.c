@@ -2,7 +2,7 @@
 /* Copies, on the device's thread.
  *
  *   waiting   on gpu->copies: for its peer (before), or for a slot
- *   running   in a slot: one part after another, each with a fence behind it
+ *   running   in a slot: a few parts at a time on its stream, each with a fence behind it
  *   ended     posted
  *
  * Owns: the slots.
@@ -26,20 +26,29 @@
 
 #define PIECES_PER_BLOCK (GATHER_THREADS / 32u)
 
-bool gpu_slot_open(struct gpu *gpu, struct gpu_slot *slot)
+static bool part_open(struct gpu *gpu, struct gpu_part *part)
 {
 	size_t bytes = GPU_PART_PIECES * sizeof(uint64_t);
 
 	_Static_assert(sizeof(CUdeviceptr) == 8 && sizeof(size_t) == 8, "the kernel's words");
-	if (CALL(gpu, StreamCreate, &slot->stream, CU_STREAM_NON_BLOCKING) != CUDA_SUCCESS ||
-	    CALL(gpu, EventCreate, &slot->fence, CU_EVENT_DISABLE_TIMING) != CUDA_SUCCESS ||
-	    CALL(gpu, MemHostAlloc, &slot->table, 3 * bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP) !=
+	if (CALL(gpu, EventCreate, &part->fence, CU_EVENT_DISABLE_TIMING) != CUDA_SUCCESS ||
+	    CALL(gpu, MemHostAlloc, &part->table, 3 * bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP) !=
 	            CUDA_SUCCESS ||
-	    CALL(gpu, MemHostGetDevicePointer, &slot->table_device, slot->table, 0) != CUDA_SUCCESS)
+	    CALL(gpu, MemHostGetDevicePointer, &part->table_device, part->table, 0) != CUDA_SUCCESS)
 		return false;
-	slot->dsts = slot->table;
-	slot->srcs = slot->dsts + GPU_PART_PIECES;
-	slot->sizes = (size_t *)(slot->srcs + GPU_PART_PIECES);
+	part->dsts = part->table;
+	part->srcs = part->dsts + GPU_PART_PIECES;
+	part->sizes = (size_t *)(part->srcs + GPU_PART_PIECES);
+	return true;
+}
+
+bool gpu_slot_open(struct gpu *gpu, struct gpu_slot *slot)
+{
+	if (CALL(gpu, StreamCreate, &slot->stream, CU_STREAM_NON_BLOCKING) != CUDA_SUCCESS)
+		return false;
+	for (uint32_t i = 0; i < GPU_PARTS; i++)
+		if (!part_open(gpu, &slot->parts[i]))
+			return false;
 	return true;
 }
 
@@ -112,27 +121,27 @@ static void copy_end(struct gpu *gpu, struct gpu_copy *copy, int r)
 
 /* ---- one part ---- */
 
-static void part_add(struct gpu_slot *slot, const struct layout_piece *piece, uint32_t n)
+static void part_add(struct gpu_copy *copy, struct gpu_part *part, const struct layout_piece *piece, uint32_t n)
 {
-	bool down = slot->copy->direction == GPU_DOWN;
+	bool down = copy->direction == GPU_DOWN;
 
-	slot->dsts[n] = down ? piece->host : piece->device;
-	slot->srcs[n] = down ? piece->device : piece->host;
-	slot->sizes[n] = piece->bytes;
-	slot->copy->bytes += piece->bytes;
+	part->dsts[n] = down ? piece->host : piece->device;
+	part->srcs[n] = down ? piece->device : piece->host;
+	part->sizes[n] = piece->bytes;
+	copy->bytes += piece->bytes;
 }
 
-/* The next pieces of the copy, at least one. */
-static uint32_t part_fill(struct gpu_slot *slot, uint64_t *ret_bytes)
+/* The next pieces of the copy. */
+static uint32_t part_fill(struct gpu_slot *slot, struct gpu_part *part, uint64_t *ret_bytes)
 {
-	const struct gpu_copy *copy = slot->copy;
+	struct gpu_copy *copy = slot->copy;
 	struct layout_piece piece;
 	uint64_t bytes = 0;
 	uint32_t n = 0;
 
 	while (!slot->last && n < GPU_PART_PIECES && bytes < GPU_PART_BYTES) {
 		if (layout_walk_next(&slot->walk, &piece)) {
-			part_add(slot, &piece, n++);
+			part_add(copy, part, &piece, n++);
 			bytes += piece.bytes;
 		} else if (slot->next_block < copy->n_blocks) {
 			const struct gpu_block *block = &copy->blocks[slot->next_block++];
@@ -141,7 +150,7 @@ static uint32_t part_fill(struct gpu_slot *slot, uint64_t *ret_bytes)
 		} else {
 			slot->last = true;
 			if (layout_walk_end(&slot->walk, &piece)) {
-				part_add(slot, &piece, n++);
+				part_add(copy, part, &piece, n++);
 				bytes += piece.bytes;
 			}
 		}
@@ -150,25 +159,25 @@ static uint32_t part_fill(struct gpu_slot *slot, uint64_t *ret_bytes)
 	return n;
 }
 
-static CUresult part_by_batch(struct gpu *gpu, struct gpu_slot *slot, uint32_t n)
+static CUresult part_by_batch(struct gpu *gpu, CUstream stream, struct gpu_part *part, uint32_t n)
 {
 	gpu->batches++;
 	gpu_call_begin(gpu, 0);
-	return gpu_call_end(gpu, driver_batch(gpu->driver, slot->dsts, slot->srcs, slot->sizes, n, slot->stream),
+	return gpu_call_end(gpu, driver_batch(gpu->driver, part->dsts, part->srcs, part->sizes, n, stream),
 	                    "cuMemcpyBatchAsync");
 }
 
-static CUresult part_by_kernel(struct gpu *gpu, struct gpu_slot *slot, uint32_t n)
+static CUresult part_by_kernel(struct gpu *gpu, CUstream stream, struct gpu_part *part, uint32_t n)
 {
 	uint64_t array_bytes = GPU_PART_PIECES * sizeof(uint64_t);
-	CUdeviceptr dsts = slot->table_device, srcs = dsts + array_bytes, sizes = srcs + array_bytes;
+	CUdeviceptr dsts = part->table_device, srcs = dsts + array_bytes, sizes = srcs + array_bytes;
 	uint32_t blocks = (n + PIECES_PER_BLOCK - 1) / PIECES_PER_BLOCK;
 	void *parameters[] = { &dsts, &srcs, &sizes, &n };
 
 	if (blocks > GATHER_BLOCKS_MAX)
 		blocks = GATHER_BLOCKS_MAX;
 	gpu->kernels++;
-	return CALL(gpu, LaunchKernel, gpu->gather, blocks, 1, 1, GATHER_THREADS, 1, 1, 0, slot->stream, parameters, NULL);
+	return CALL(gpu, LaunchKernel, gpu->gather, blocks, 1, 1, GATHER_THREADS, 1, 1, 0, stream, parameters, NULL);
 }
 
 /* In stream order behind the last part. */
@@ -186,18 +195,22 @@ static CUresult part_signal(struct gpu *gpu, struct gpu_slot *slot)
 
 static void part_submit(struct gpu *gpu, struct gpu_slot *slot)
 {
+	struct gpu_part *part = &slot->parts[(slot->first + slot->n_parts) % GPU_PARTS];
 	uint64_t bytes;
-	uint32_t n = part_fill(slot, &bytes);
+	uint32_t n = part_fill(slot, part, &bytes);
 	CUresult r = CUDA_SUCCESS;
 
-	if (n > 0)
-		r = bytes / n >= gpu->options.batch_piece_bytes ? part_by_batch(gpu, slot, n)
-		                                                : part_by_kernel(gpu, slot, n);
+	assert(slot->n_parts < GPU_PARTS);
+	slot->n_parts++;
+	if (n > 0 && bytes / n >= gpu->options.batch_piece_bytes)
+		r = part_by_batch(gpu, slot->stream, part, n);
+	else if (n > 0)
+		r = part_by_kernel(gpu, slot->stream, part, n);
 	if (r == CUDA_SUCCESS && slot->last)
 		r = part_signal(gpu, slot);
 	if (r == CUDA_SUCCESS)
-		r = CALL(gpu, EventRecord, slot->fence, slot->stream);
-	slot->due_ns = clock_now_ns() + gpu->options.copy_deadline_ns;
+		r = CALL(gpu, EventRecord, part->fence, slot->stream);
+	part->due_ns = clock_now_ns() + gpu->options.copy_deadline_ns;
 	if (r != CUDA_SUCCESS)
 		gpu_sicken(gpu, "the driver refused a copy");
 }
@@ -208,7 +221,7 @@ static void slot_begin(struct gpu *gpu, struct gpu_slot *slot, struct gpu_copy *
 {
 	slot->copy = copy;
 	slot->last = false;
-	slot->next_block = 0;
+	slot->next_block = slot->first = slot->n_parts = 0;
 	for (uint32_t i = 0; i < copy->layout->planes; i++)
 		slot->planes[i] = copy->planes[i].mem->address + copy->planes[i].offset;
 	layout_walk_init(&slot->walk, copy->layout, slot->planes);
@@ -231,20 +244,39 @@ static void slot_end(struct gpu *gpu, struct gpu_slot *slot, int r)
 	copy_end(gpu, copy, r);
 }
 
+/* True if a part was seen to be complete. */
+static bool part_look(struct gpu *gpu, struct gpu_slot *slot)
+{
+	struct gpu_part *part = &slot->parts[slot->first];
+	CUresult r = CALL(gpu, EventQuery, part->fence);
+
+	if (r == CUDA_SUCCESS) {
+		slot->first = (slot->first + 1) % GPU_PARTS;
+		slot->n_parts--;
+		return true;
+	}
+	if (r != CUDA_ERROR_NOT_READY || clock_now_ns() >= part->due_ns)
+		gpu_sicken(gpu, "a copy did not end in time");
+	return false;
+}
+
 /* True if something moved. */
 static bool slot_look(struct gpu *gpu, struct gpu_slot *slot)
 {
-	CUresult r = CALL(gpu, EventQuery, slot->fence);
+	bool moved = false;
 
-	if (r == CUDA_ERROR_NOT_READY && clock_now_ns() < slot->due_ns)
-		return false;
-	if (r != CUDA_SUCCESS) {
-		gpu_sicken(gpu, "a copy did not end in time");
-	} else if (slot->last) {
+	while (slot->n_parts > 0 && part_look(gpu, slot))
+		moved = true;
+	if (gpu->sick)
+		return true;
+	if (slot->last && slot->n_parts == 0) {
 		slot_end(gpu, slot, 0);
-	} else {
-		part_submit(gpu, slot);
+		return true;
 	}
+	/* One, and then the others have their turn. */
+	if (slot->last || slot->n_parts == GPU_PARTS)
+		return moved;
+	part_submit(gpu, slot);
 	return true;
 }
 

@@ -90,11 +90,6 @@ void gpu_life_end(struct gpu *gpu)
 		(void)CALL(gpu, DevicePrimaryCtxRelease, gpu->device);
 		gpu->context = NULL;
 	}
-	for (uint32_t i = 0; i < GPU_SLOTS; i++) {
-		gpu->slots[i].stream = NULL;
-		gpu->slots[i].fence = NULL;
-		gpu->slots[i].table = NULL;
-	}
 	gpu->aux = NULL;
 	gpu_memory_lost(gpu);
 	gpu->sick = false;

@@ -9,9 +9,10 @@
 #include "gpu/gpu.h"
 #include "gpu/gpu_cuda_driver.h"
 
-#define GPU_SLOTS 8u                               /* copies on the device at a time, each on a stream of its own */
-#define GPU_PART_PIECES 8192u                      /* a larger copy goes in parts */
-#define GPU_PART_BYTES (UINT64_C(256) << 20)       /* so that one copy does not keep a stream for long */
+#define GPU_SLOTS 8u /* copies on the device at a time, each on a stream of its own */
+#define GPU_PARTS 4u /* of a copy on its stream at a time: submitting takes as long as copying */
+#define GPU_PART_PIECES 2048u
+#define GPU_PART_BYTES (UINT64_C(64) << 20)
 #define GPU_BATCH_PIECE_BYTES (UINT64_C(32) << 10) /* INTEGRATION: below, batched copies collapse */
 #define GPU_WHY_CHARS 160u
 
@@ -27,21 +28,26 @@ enum gpu_kind {
 	GPU_KIND_COPY,
 };
 
-/* A stream, and the copy on it.  Thread. */
-struct gpu_slot {
-	struct gpu_copy *copy; /* borrows; NULL: free */
-	CUstream stream;
-	CUevent fence;
-	/* Pieces of the part under way: three arrays in one pinned allocation, which the kernel reads. */
+/* Some pieces of a copy: three arrays in one pinned allocation, which the kernel reads. */
+struct gpu_part {
 	void *table;
 	CUdeviceptr table_device;
 	CUdeviceptr *dsts, *srcs;
 	size_t *sizes;
+	CUevent fence;
+	uint64_t due_ns;
+};
+
+/* A stream, and the copy on it.  Thread. */
+struct gpu_slot {
+	struct gpu_copy *copy; /* borrows; NULL: free */
+	CUstream stream;
+	struct gpu_part parts[GPU_PARTS]; /* a ring */
+	uint32_t first, n_parts;          /* submitted and not seen to be complete */
 	struct layout_walk walk;
 	uint64_t planes[LAYOUT_MAX_PLANES];
 	uint32_t next_block;
-	bool last;       /* no part after this one */
-	uint64_t due_ns; /* of this part */
+	bool last; /* all of it was submitted */
 };
 
 struct gpu {

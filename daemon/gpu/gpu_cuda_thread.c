@@ -4,10 +4,11 @@
  * Invariant: only this thread makes driver calls for its device (but for the list of devices).
  * Deliberately not here: the loop's side (gpu_cuda.c).
  *
- * While copies are under way it looks again every 10 to 200 us, longer the less happens; otherwise it sleeps.
+ * While copies are under way it looks again at once where something moved, else every 10 to 200 us; otherwise it sleeps.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -17,6 +18,7 @@
 
 #define POLL_MIN_NS UINT64_C(10000)
 #define POLL_MAX_NS UINT64_C(200000)
+#define TIMER_SLACK_NS 1000UL
 #define JOBS_A_TURN 16u
 #define FOREVER_NS (~UINT64_C(0))
 
@@ -223,11 +225,12 @@ static uint64_t gpu_wait_ns(const struct gpu *gpu, uint64_t poll_ns)
 void *gpu_main(void *arg)
 {
 	struct gpu *gpu = arg;
-	uint64_t poll_ns = POLL_MIN_NS;
+	uint64_t poll_ns = 0;
 	struct gpu_job *job;
 	bool stop;
 
 	thread_set_role(THREAD_GPU);
+	(void)prctl(PR_SET_TIMERSLACK, TIMER_SLACK_NS, 0, 0, 0); /* or each sleep is 50 us longer */
 	do {
 		stop = gpu_sleep(gpu, gpu_wait_ns(gpu, poll_ns));
 		if (!gpu->context && !stop && clock_now_ns() >= gpu->probe_ns)
@@ -240,9 +243,9 @@ void *gpu_main(void *arg)
 		if (gpu->context && !gpu->sick)
 			gpu_pins_check(gpu);
 		if (gpu->context && gpu_copies_run(gpu))
-			poll_ns = POLL_MIN_NS;
-		else if (poll_ns < POLL_MAX_NS)
-			poll_ns *= 2;
+			poll_ns = 0;
+		else
+			poll_ns = poll_ns == 0 ? POLL_MIN_NS : poll_ns < POLL_MAX_NS ? 2 * poll_ns : poll_ns;
 		if (gpu->context && gpu->sick)
 			gpu_lose(gpu);
 	} while (!stop || gpu->n_running > 0);

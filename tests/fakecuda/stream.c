@@ -505,6 +505,33 @@ CUresult fake_batch_12080(CUdeviceptr *dsts, CUdeviceptr *srcs, size_t *sizes, s
 	return fake_batch_13000(dsts, srcs, sizes, count, attrs, indexes, n_attrs, stream);
 }
 
+static CUresult copy_later(uint64_t dst, uint64_t src, size_t bytes, CUstream stream)
+{
+	struct op *op;
+	uint64_t size = bytes;
+
+	if (bytes == 0 || !reaches(dst, bytes) || !reaches(src, bytes))
+		return CUDA_ERROR_INVALID_VALUE;
+	op = op_new(OP_COPY);
+	op->dsts = words(&dst, 1);
+	op->srcs = words(&src, 1);
+	op->sizes = words(&size, 1);
+	op->n = 1;
+	return op_submit(stream, op);
+}
+
+CUresult cuMemcpyHtoDAsync(CUdeviceptr dstDevice, const void *srcHost, size_t ByteCount, CUstream hStream)
+{
+	FAKE_CONTEXT("cuMemcpyHtoDAsync");
+	return copy_later(dstDevice, (uint64_t)(uintptr_t)srcHost, ByteCount, hStream);
+}
+
+CUresult cuMemcpyDtoHAsync(void *dstHost, CUdeviceptr srcDevice, size_t ByteCount, CUstream hStream)
+{
+	FAKE_CONTEXT("cuMemcpyDtoHAsync");
+	return copy_later((uint64_t)(uintptr_t)dstHost, srcDevice, ByteCount, hStream);
+}
+
 CUresult cuMemsetD8Async(CUdeviceptr dstDevice, unsigned char uc, size_t N, CUstream hStream)
 {
 	struct op *op;

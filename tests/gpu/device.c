@@ -72,7 +72,7 @@ void device_environment(const char *const *settings, unsigned n)
 		return;
 	if (!standin_dir[0]) {
 		strcpy(standin_dir, "/dev/shm/kvbm-gpu-XXXXXX");
-		ck_assert_ptr_nonnull(mkdtemp(standin_dir));
+		must(mkdtemp(standin_dir));
 		(void)setenv("FAKECUDA_DIR", standin_dir, 1);
 		(void)atexit(remove_dir);
 	}
@@ -96,23 +96,23 @@ void device_list(void)
 	device_environment(NULL, 0);
 	thread_set_role(THREAD_LOOP);
 	device.note[0] = 0;
-	ck_assert_int_eq(loop_new(&device.loop), 0);
-	ck_assert_int_eq(mailbox_new(device.loop, &device.mailbox), 0);
-	ck_assert_int_eq(gpu_list_start(device.mailbox, on_listed, NULL, &list), 0);
-	ck_assert_int_eq(device.note[0], 0);
+	must_eq(loop_new(&device.loop), 0);
+	must_eq(mailbox_new(device.loop, &device.mailbox), 0);
+	must_eq(gpu_list_start(device.mailbox, on_listed, NULL, &list), 0);
+	must_eq(device.note[0], 0);
 	device_until(device.note[0] != 0);
-	ck_assert_ptr_null(gpu_list_close(list));
+	must(!gpu_list_close(list));
 }
 
 static void on_state(void *ctx, bool online, const char *why)
 {
 	(void)ctx;
 	if (online) {
-		ck_assert_str_eq(why, "");
-		ck_assert_uint_eq(device.n_online, device.n_lost);
+		must(strcmp(why, "") == 0);
+		must_eq(device.n_online, device.n_lost);
 		device.n_online++;
 	} else {
-		ck_assert_str_ne(why, "");
+		must(strcmp(why, "") != 0);
 		device.n_lost++;
 		if (release_when_lost) {
 			atomic_store(&device.control->release, 1);
@@ -135,23 +135,23 @@ struct gpu *device_start(uint32_t which, uint64_t call_ms, void (*told)(void *ct
 	};
 	struct gpu *gpu;
 
-	ck_assert_uint_lt(which, device.n_infos);
+	must(which < device.n_infos);
 	memcpy(options.uuid, device.infos[which].uuid, sizeof(options.uuid));
-	ck_assert_int_eq(gpu_start(&options, &gpu), 0);
+	must_eq(gpu_start(&options, &gpu), 0);
 	return gpu;
 }
 
 void device_open(uint64_t call_ms)
 {
 	device_list();
-	ck_assert_uint_ge(device.n_infos, 1);
+	must(device.n_infos >= 1);
 	device.n_online = device.n_lost = 0;
 	device.gpu = device_start(0, call_ms, on_state, NULL);
-	ck_assert(!gpu_is_online(device.gpu));
+	must(!gpu_is_online(device.gpu));
 	device.memfd = memfd_create("gpu-test", MFD_CLOEXEC);
-	ck_assert_int_eq(ftruncate(device.memfd, (off_t)DEVICE_HOST_BYTES), 0);
+	must_eq(ftruncate(device.memfd, (off_t)DEVICE_HOST_BYTES), 0);
 	device.host = mmap(NULL, DEVICE_HOST_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, device.memfd, 0);
-	ck_assert_ptr_ne(device.host, MAP_FAILED);
+	must(device.host != MAP_FAILED);
 	gpu_pin(device.gpu, &device.pin, device.host, DEVICE_HOST_BYTES);
 	device_until(gpu_is_online(device.gpu));
 }
@@ -167,7 +167,7 @@ void device_close(void)
 	if (device.gpu) {
 		device.closed = false;
 		gpu_close(device.gpu, on_closed, &device.closed);
-		ck_assert(!device.closed);
+		must(!device.closed);
 	}
 	device_until(device.closed);
 	device.gpu = NULL;
@@ -190,33 +190,33 @@ static int wait_for(int started)
 {
 	if (started != 0)
 		return started;
-	ck_assert(!last_done);
+	must(!last_done);
 	device_until(last_done);
 	return last_r;
 }
 
 static void ended(int r)
 {
-	ck_assert(!last_done);
+	must(!last_done);
 	last_done = true;
 	last_r = r;
 }
 
 static void mem_done(struct gpu_mem *mem, int r)
 {
-	ck_assert_ptr_null(mem->job.gpu);
+	must(!mem->job.gpu);
 	ended(r);
 }
 
 static void event_done(struct gpu_event *event, int r)
 {
-	ck_assert_ptr_null(event->job.gpu);
+	must(!event->job.gpu);
 	ended(r);
 }
 
 static void pin_done(struct gpu_pin *pin, int r)
 {
-	ck_assert_ptr_null(pin->job.gpu);
+	must(!pin->job.gpu);
 	ended(r);
 }
 
@@ -266,7 +266,7 @@ static void copy_done(struct gpu_copy *gpu_copy, int r)
 {
 	struct device_copy *copy = container_of(gpu_copy, struct device_copy, copy);
 
-	ck_assert(!copy->done);
+	must(!copy->done);
 	copy->done = true;
 	copy->r = r;
 }
@@ -306,7 +306,7 @@ int device_copy_run(struct device_copy *copy)
 {
 	int r = device_copy_start(copy);
 
-	ck_assert(!copy->done);
+	must(!copy->done);
 	return r != 0 ? r : device_copy_wait(copy);
 }
 
@@ -324,7 +324,7 @@ void device_arm(const char *call, uint32_t nth, uint32_t error)
 {
 	struct fakecuda_control *control = device.control;
 
-	ck_assert_uint_eq(control->armed, FAKECUDA_NOTHING);
+	must_eq(control->armed, FAKECUDA_NOTHING);
 	(void)snprintf(control->call, sizeof(control->call), "%s", call);
 	control->pid = getpid();
 	control->countdown = nth;
