@@ -514,6 +514,192 @@ START_TEST(a_namespace_goes_with_its_pools)
 }
 END_TEST
 
+/* ---- whatever may come ---- */
+
+#define STORM_KEYS 60u
+#define STORM_ONBOARDS 3u
+
+static struct rng rng;
+static struct low_onboard onboards[STORM_ONBOARDS];
+static bool flying[STORM_ONBOARDS];
+
+static uint32_t below(uint32_t n)
+{
+	return (uint32_t)rng_below(&rng, n);
+}
+
+/* What is in a pool is what its key says. */
+static void pool_verify_all(void)
+{
+	struct ns *ns = low_ns(p);
+
+	for (uint32_t slot = 0; slot < ns->geo.n_regions << ns->geo.shift; slot++) {
+		uint64_t key;
+
+		if (!ns_slot_valid(ns, slot) || ns_slot_state(ns, slot) != SHM_REGISTERED)
+			continue;
+		memcpy(&key, ns->records[slot].key, sizeof(key));
+		pool_verify(slot, key);
+	}
+}
+
+static void storm_put(struct holder *to)
+{
+	uint32_t n = 1 + below(6);
+	uint64_t keys[FIX_MAX], first = 1 + below(STORM_KEYS - n);
+	struct store_reserve args = { .keys = (const uint8_t *)keys,
+		                      .n = n,
+		                      .lane = STORE_ALL_LANES,
+		                      .now = below(2),
+		                      .now_ns = l.f.now_ns,
+		                      .slots = l.f.slots,
+		                      .generations = l.f.generations };
+	uint32_t made = 0;
+	uint64_t made_keys[FIX_MAX];
+	uint32_t slots[FIX_MAX], generations[FIX_MAX];
+	uint8_t states[FIX_MAX];
+
+	fix_keys(first, n, keys);
+	if (store_reserve(to, &args) != 0)
+		return;
+	for (uint32_t i = 0; i < n; i++) {
+		uint64_t *at;
+
+		if (l.f.slots[i] == STORE_NO_SLOT)
+			continue;
+		at = to == p ? pool_bytes(l.f.slots[i]) : low_bytes(to, l.f.slots[i]);
+		at[0] = keys[i] * 0x9e3779b97f4a7c15ull;
+		at[LOW_BLOCK / 8 - 1] = ~at[0];
+		made_keys[made] = keys[i];
+		l.f.generations[made] = l.f.generations[i];
+		l.f.slots[made++] = l.f.slots[i];
+	}
+	if (made == 0)
+		return;
+	if (below(8) == 0) {
+		ck_assert_int_eq(store_abort(to, STORE_ALL_LANES, l.f.slots, l.f.generations, made), 0);
+		return;
+	}
+	ck_assert_int_eq(store_commit(to, &(struct store_commit){ .slots_in = l.f.slots,
+	                                                          .generations_in = l.f.generations,
+	                                                          .keys = (const uint8_t *)made_keys,
+	                                                          .n = made,
+	                                                          .lane = STORE_ALL_LANES,
+	                                                          .length = LOW_BLOCK,
+	                                                          .now_ns = l.f.now_ns,
+	                                                          .slots = slots,
+	                                                          .generations = generations,
+	                                                          .states = states }),
+	                 0);
+}
+
+/* One of the pool begins, or one that has ended is looked at. */
+static void storm_onboard(void)
+{
+	uint32_t i = below(STORM_ONBOARDS), n = 1 + below(8);
+	struct low_onboard *b = &onboards[i];
+
+	if (flying[i] && !b->o.finished) {
+		if (below(4) == 0) {
+			store_onboard_cancel(&b->o);
+			flying[i] = false;
+		}
+		return;
+	}
+	flying[i] = false;
+	low_onboard_init(&l, b, 1 + below(STORM_KEYS - n), n);
+	b->o.hold = false;
+	b->o.prefetch = below(4) == 0;
+	flying[i] = store_onboard(p, &b->o) == STORE_E_WAIT;
+}
+
+static void storm_leave(void)
+{
+	for (uint32_t i = 0; i < STORM_ONBOARDS; i++) {
+		if (flying[i] && !onboards[i].o.finished)
+			store_onboard_cancel(&onboards[i].o);
+		flying[i] = false;
+	}
+	if (p)
+		fix_close(p);
+	p = NULL;
+}
+
+static void storm_device(void)
+{
+	uint32_t dropped, kept;
+
+	switch (below(8)) {
+	case 0:
+		fake_device_set_online(dev, false);
+		memset(flying, 0, sizeof(flying)); /* they were told */
+		break;
+	case 1:
+		storm_leave();
+		break;
+	case 2:
+		fake_device_fail(dev, (int[]){ TIER_E_IO, TIER_E_FULL, TIER_E_NOMEM }[below(3)], 1 + below(3));
+		break;
+	case 3:
+		fake_lower_fail(l.t, below(2), (enum fake_lower_fault[]){ FAKE_LOWER_IO, FAKE_LOWER_FULL }[below(2)], 1 + below(3),
+		                1 + below(3));
+		break;
+	case 4:
+		ck_assert_int_eq(store_flush(l.f.store, below(2) ? "a" : NULL, &dropped, &kept), 0);
+		break;
+	default:
+		fake_device_set_online(dev, true);
+		break;
+	}
+	if (!p && try_pool("a", DEV, LOW_BLOCK, &p) != 0)
+		p = NULL;
+}
+
+START_TEST(whatever_comes_bytes_and_counts_are_right)
+{
+	memset(flying, 0, sizeof(flying));
+	rng_init(&rng, (uint64_t)_i + 1);
+	setup_sized(2 + 2 * below(3), 2 + 2 * below(3));
+	for (int event = 0; event < 400; event++) {
+		switch (below(p ? 12 : 8)) {
+		case 0:
+		case 1:
+			storm_put(h);
+			break;
+		case 2:
+			storm_device();
+			break;
+		case 3:
+			l.f.now_ns += below(600);
+			store_tick(l.f.store, l.f.now_ns);
+			break;
+		case 4:
+		case 5:
+			(void)fake_device_release_any(dev, &rng);
+			break;
+		case 6:
+		case 7:
+			(void)(below(2) ? fake_lower_release_any(l.t, &rng) : fake_sums_release_any(l.sums, &rng));
+			break;
+		case 8:
+		case 9:
+			storm_put(p);
+			break;
+		default:
+			storm_onboard();
+			break;
+		}
+		store_check(l.f.store);
+		low_verify_all(h);
+		if (p)
+			pool_verify_all();
+	}
+	fake_device_fail(dev, 0, 0);
+	storm_leave();
+	teardown();
+}
+END_TEST
+
 int main(void)
 {
 	const TTest *const tests[] = {
@@ -541,6 +727,7 @@ int main(void)
 		{ a_session_that_ends_cancels, 2 },
 		{ a_copy_up_that_fails_is_told, 2 },
 		{ a_lost_device_takes_its_pools_and_nothing_else, 2 },
+		{ whatever_comes_bytes_and_counts_are_right, 20 },
 	};
 
 	return low_run("device", tests, LOW_N(tests), loops, LOW_N(loops));
