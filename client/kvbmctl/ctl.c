@@ -193,7 +193,8 @@ int ctl_keys(struct ctl *ctl, int argc, char **argv, uint8_t **ret_keys, uint32_
 
 int ctl_namespace(struct ctl *ctl, const char *given, char **ret_ns)
 {
-	json_t *list;
+	json_t *list, *row, *first = NULL;
+	size_t i, n = 0;
 	int r;
 
 	if (given) {
@@ -203,10 +204,16 @@ int ctl_namespace(struct ctl *ctl, const char *given, char **ret_ns)
 	r = ctl_info(ctl, "namespaces", NULL, &list);
 	if (r != 0)
 		return r;
-	if (json_array_size(list) == 1)
-		*ret_ns = strdup(json_string_value(json_object_get(json_array_get(list, 0), "name")));
+	json_array_foreach(list, i, row)
+	{
+		if (json_object_get(row, "device"))
+			continue; /* a pool of one of the others */
+		first = n++ ? first : row;
+	}
+	if (n == 1)
+		*ret_ns = strdup(json_string_value(json_object_get(first, "name")));
 	else
-		r = ctl_usage(ctl, "--namespace is missing: there are %zu", json_array_size(list));
+		r = ctl_usage(ctl, "--namespace is missing: there are %zu", n);
 	json_decref(list);
 	return r;
 }

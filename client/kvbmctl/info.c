@@ -17,8 +17,8 @@
 /* The most telling first: what the terminal has no room for is left out from the end. */
 static const char *const info_namespaces[] = { "name",        "lane_bytes", "slots",    "used",      "g3_used",
 	                                       "looked_up/s", "stored/s",   "hit_rate", "dropped/s", "pins",
-	                                       "looked_up",   "stored",     "dropped",  "lanes",     "sessions",
-	                                       "g3_slots",    NULL };
+	                                       "device",      "looked_up",  "stored",   "dropped",   "lanes",
+	                                       "sessions",    "g3_slots",   NULL };
 static const char *const info_clients[] = { "session",           "name",    "pid",  "uid",       "state",
 	                                    "namespaces",        "writing", "pins", "looked_up", "hit_rate",
 	                                    "connected_seconds", NULL };
@@ -207,7 +207,19 @@ int verb_metrics(struct ctl *ctl, int argc, char **argv)
 
 static const char *const top_counters[] = { "looked_up", "hits", "stored", "dropped" };
 
-/* Adds "<counter>/s" to each namespace of @now, from its row of the same name in @before. */
+/* Of the same namespace, in the same kind of memory? */
+static bool top_is_same(const json_t *a, const json_t *b)
+{
+	const char *name = json_string_value(json_object_get(a, "name"));
+	const char *other = json_string_value(json_object_get(b, "name"));
+	const char *device = json_string_value(json_object_get(a, "device"));
+	const char *other_device = json_string_value(json_object_get(b, "device"));
+
+	return name && other && strcmp(name, other) == 0 &&
+	       strcmp(device ? device : "", other_device ? other_device : "") == 0;
+}
+
+/* Adds "<counter>/s" to each namespace of @now, from its row in @before. */
 static void top_rates(json_t *now, const json_t *before, double seconds)
 {
 	json_t *row, *old;
@@ -215,13 +227,9 @@ static void top_rates(json_t *now, const json_t *before, double seconds)
 
 	json_array_foreach(now, i, row)
 	{
-		const char *name = json_string_value(json_object_get(row, "name"));
-
 		json_array_foreach(before, k, old)
 		{
-			const char *other = json_string_value(json_object_get(old, "name"));
-
-			if (!name || !other || strcmp(name, other) != 0)
+			if (!top_is_same(row, old))
 				continue;
 			for (size_t c = 0; c < sizeof(top_counters) / sizeof(*top_counters); c++) {
 				const json_t *a = json_object_get(old, top_counters[c]),

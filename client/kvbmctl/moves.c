@@ -76,6 +76,8 @@ static int drain_look(struct ctl *ctl, struct drain *d)
 	d->looking = d->writing = d->missing = 0;
 	json_array_foreach(list, i, row)
 	{
+		if (json_object_get(row, "device"))
+			continue; /* a pool: its blocks go to host memory, and only from there on */
 		d->looking += drain_number(row, "g3_draining");
 		d->writing += drain_number(row, "g3_writing");
 		d->missing += drain_number(row, "used") - drain_number(row, "g3_in_both");

@@ -125,6 +125,8 @@ int store_drain(struct store *store, const char *name, uint32_t *ret_begun, uint
 		if (name && strcmp(name, sn->desc.name) != 0)
 			continue;
 		found = true;
+		if (sn->pool) /* its hub is asked */
+			continue;
 		if (!sn->ns.lower || sn->write == STORE_WRITE_NEVER) {
 			*ret_cannot += sn->ns.n_used - (sn->ns.lower ? sn->ns.twins : 0);
 			continue;

@@ -148,7 +148,31 @@ static json_t *info_lower(const struct service *service)
 	return tier;
 }
 
-static json_t *info_device(const struct device *d)
+/* What namespaces have in pools on @device. */
+static void info_pools(json_t *tier, struct store *store, const char *device)
+{
+	uint64_t slots = 0, free_slots = 0, used = 0, quarantined = 0, bytes = 0;
+
+	for (uint32_t i = 0; i < store_n_namespaces(store); i++) {
+		struct ns_report r;
+
+		store_report(store, i, &r);
+		if (!r.device || strcmp(r.device, device) != 0)
+			continue;
+		slots += r.n_slots;
+		free_slots += r.free;
+		used += r.used + r.partial;
+		quarantined += r.quarantined;
+		bytes += r.used_bytes;
+	}
+	info_count(tier, "pool_bytes", bytes);
+	info_count(tier, "slots", slots);
+	info_count(tier, "free", free_slots);
+	info_count(tier, "used", used);
+	info_count(tier, "quarantined", quarantined);
+}
+
+static json_t *info_device(const struct service *service, const struct device *d)
 {
 	json_t *tier = json_object();
 	const struct gpu_info *info = device_info(d);
@@ -161,6 +185,7 @@ static json_t *info_device(const struct device *d)
 	info_text(tier, "state", device_state(d));
 	info_count(tier, "size_bytes", info->bytes);
 	info_count(tier, "used_bytes", stat.device_bytes);
+	info_pools(tier, service->store, info->uuid);
 	info_count(tier, "in_flight", stat.copies_now);
 	info_count(tier, "read_bytes", stat.down_bytes);
 	info_count(tier, "written_bytes", stat.up_bytes);
@@ -179,7 +204,7 @@ static json_t *info_all_tiers(const struct service *service, const char *name)
 
 	if (service->devices && (!*name || strcmp(name, "g1") == 0))
 		for (uint32_t i = 0; i < devices_n(service->devices); i++)
-			json_array_append_new(tiers, info_device(devices_at(service->devices, i)));
+			json_array_append_new(tiers, info_device(service, devices_at(service->devices, i)));
 	if (!*name || strcmp(name, "g2") == 0)
 		json_array_append_new(tiers, info_tier(service));
 	if (service->lower && (!*name || strcmp(name, "g3") == 0))
