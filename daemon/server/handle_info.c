@@ -534,6 +534,8 @@ static json_t *info_tier_names(uint8_t tiers)
 {
 	json_t *list = json_array();
 
+	if (tiers & STORE_IN_G1)
+		json_array_append_new(list, json_string("g1"));
 	if (tiers & STORE_IN_G2)
 		json_array_append_new(list, json_string("g2"));
 	if (tiers & STORE_IN_G3)
