@@ -175,6 +175,8 @@ PY_ENV = PATH="$(abspath $(B))/venv/bin:$$PATH" PYTHONPATH="$(abspath $(B))/pyth
 	$(if $(filter address,$(SAN)),LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0)
 RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
 
+SANITIZER := $(wildcard $(TOOLKIT)/bin/compute-sanitizer)
+
 # Targets -------------------------------------------------------------------------------------------------------------
 
 .PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu \
@@ -220,6 +222,8 @@ check-gpu-standin: all $(GPU_TEST_BIN) $(FAKECUDA) ## the gpu suites on the stan
 
 check-gpu: all $(GPU_TEST_BIN) ## the same suites on a device; skipped without one
 	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
+	@$(if $(and $(GPU_TEST_BIN),$(SANITIZER)),CK_FORK=no $(RUN) -n gpu-sanitizer -j 1 -z -w '$(SANITIZER) --error-exitcode 1' \
+		$(GPU_TEST_BIN),echo 'skipped: no compute-sanitizer')
 
 lint: ## layers, sizes, names, format, and the tests of these checks
 	@$(RUN) -n lint $(LINT_TESTS)

@@ -1,19 +1,20 @@
 #!/bin/bash
 # Runs test programs and adds up what they say; the last line is always "N passed, M failed, K skipped".
 #
-#   tests/run.sh [-n SUITE] [-l LOGDIR] [-j JOBS] [-t SECONDS] [-a] [-z] [-f] PROGRAM...
+#   tests/run.sh [-n SUITE] [-l LOGDIR] [-j JOBS] [-t SECONDS] [-w WRAPPER] [-a] [-z] [-f] PROGRAM...
 #   tests/run.sh -s MAKE TARGET...     each target a suite, then one total
 #
 # A program's output goes to LOGDIR/SUITE-NAME.log and is shown if it fails.  Counted are Check's summaries, unittest's,
 # "N passed" lines, and otherwise the exit status; exit 77 is one skipped test; a program past its time has failed.
-# Nothing run at all is a failure, unless -z.  -a: without address randomisation (TSan).  -f: libFuzzer programs.
+# Nothing run at all is a failure, unless -z.  -w: in front of each program.  -a: without address randomisation (TSan).
+# -f: libFuzzer programs.
 # $KVBM_TOTALS names a file to which "SUITE passed failed skipped" is added for whoever adds up further; then the last
 # line begins with the suite's name.
 set -u
 export LC_ALL=C
 
 suite=tests logdir=build/log jobs=2 seconds=${TEST_TIMEOUT:-300} wrap=() zero_ok=0 fuzzing=0 make=
-while getopts n:l:j:t:s:azf option; do
+while getopts n:l:j:t:s:w:azf option; do
 	case $option in
 	n) suite=$OPTARG ;;
 	l) logdir=$OPTARG ;;
@@ -21,6 +22,7 @@ while getopts n:l:j:t:s:azf option; do
 	t) seconds=$OPTARG ;;
 	s) make=$OPTARG ;;
 	a) setarch "$(uname -m)" -R true 2>/dev/null && wrap=(setarch "$(uname -m)" -R) ;;
+	w) read -ra wrap <<<"$OPTARG" ;;
 	z) zero_ok=1 ;;
 	f) fuzzing=1 ;;
 	*) exit 2 ;;
