@@ -2,6 +2,7 @@
 /* Ties device memory to the store: one tier a GPU that can share its memory.  Owns these tiers; knows no namespace. */
 #include "pools.h"
 
+#include "base/log.h"
 #include "move/store.h"
 #include "tier/device_pool.h"
 
@@ -15,6 +16,9 @@ int pools_make(struct pools *p, struct devices *devices, struct store *store)
 	if (p->made || !devices_are_known(devices))
 		return 0;
 	p->made = true;
+	if (devices_n(devices) == 0)
+		log_warn("g1.size does nothing: there is no GPU%s%s", *devices_note(devices) ? ": " : "",
+		         devices_note(devices));
 	for (uint32_t i = 0; i < devices_n(devices); i++) {
 		struct device_pool_config config = { .device = devices_at(devices, i),
 			                             .loop = p->loop,

@@ -197,6 +197,8 @@ bool offload_can_help(struct store_ns *sn)
 {
 	const struct ns *ns = &sn->ns;
 
+	if (sn->pool)
+		return space_is_coming(sn);
 	return ns->lower && sn->write != STORE_WRITE_NEVER && lower_is_online(sn->store) &&
 	       !sn->store->mover.stopping && (sn->n_transfers > 0 || ns->heat.in_order > 0);
 }

@@ -186,6 +186,13 @@ static bool space_may_give(const struct store_ns *sn, const struct store_ns *to)
 	       !(sn->pool && sn->pool->tier->lends_handles && (sn->ns.n_holders || sn->zombies));
 }
 
+bool space_is_coming(const struct store_ns *sn)
+{
+	const struct tier_device_ops *ops = sn->pool && !sn->lost ? sn->pool->tier->ops : NULL;
+
+	return ops && ops->coming && ops->coming(sn->pool->tier) > 0 && space_may_grow(sn) && space_unused(sn) > 0;
+}
+
 /* An empty region of any other namespace goes back to the tier. */
 static bool space_take_empty(struct store *store, const struct store_ns *but)
 {
@@ -488,11 +495,15 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_
 	assert(store->n_victims == 0 && store->n_plan == 0);
 	if (n > ns->geo.max_slots)
 		return STORE_E_NOSPACE;
-	while (ns->n_free < n && (space_grow(sn) || (space_may_grow(sn) && space_take_empty(store, sn))))
+	/* Device memory that others gave back comes a little later: nobody gives more meanwhile. */
+	while (ns->n_free < n &&
+	       (space_grow(sn) || (space_may_grow(sn) && !space_is_coming(sn) && space_take_empty(store, sn))))
 		;
 	if (ns->n_free >= n)
 		return 0;
-	coming = how == SPACE_CLEAN ? 0 : space_plan(store, sn, n - ns->n_free);
+	if (how != SPACE_NOW && space_is_coming(sn))
+		return STORE_E_WAIT;
+	coming = how == SPACE_CLEAN || space_is_coming(sn) ? 0 : space_plan(store, sn, n - ns->n_free);
 	if (ns->n_free + coming < n) {
 		uint32_t need = (uint32_t)(n - ns->n_free - coming);
 
@@ -506,6 +517,8 @@ int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_
 		;
 	if (ns->n_free >= n)
 		return 0;
+	if (how != SPACE_NOW && space_is_coming(sn))
+		return STORE_E_WAIT;
 	/* The system did not give the memory that the plan had counted on: the last resort is our own blocks. */
 	log_warn("namespace %s: memory taken back could not be had again", sn->desc.name);
 	if (how == SPACE_CLEAN || space_own(store, sn, n - ns->n_free, false) < n - ns->n_free) {

@@ -159,6 +159,8 @@ enum space_how {
 };
 /* At least @n free slots in @sn, or STORE_E_NOSPACE or STORE_E_WAIT, and nothing was dropped (or -errno). *ret_dropped counts. */
 int space_make(struct store *store, struct store_ns *sn, uint32_t n, enum space_how how, uint32_t *ret_dropped);
+/* Of a pool: has memory been given back that it can soon have? */
+bool space_is_coming(const struct store_ns *sn);
 /* Could it get more memory without dropping anything? */
 bool store_ns_can_grow(const struct store_ns *sn);
 /* The clock of the order ticks if enough was placed; readers stamp pins with it. */

@@ -45,7 +45,7 @@ struct device_pool {
 	enum gpu_share share;
 	uint64_t chunk_bytes;
 	struct chunk *chunks; /* owns */
-	uint32_t n_chunks, n_free, n_used, n_asked, n_jobs;
+	uint32_t n_chunks, n_free, n_used, n_asked, n_closing, n_jobs;
 	struct list waiting; /* owns: struct job, not yet taken by the device */
 	bool told, leaving, again_is_closed, warned;
 };
@@ -95,6 +95,7 @@ static void chunk_on_closed(struct gpu_mem *mem, int r);
 static void chunk_close(struct chunk *c)
 {
 	c->state = CHUNK_CLOSING;
+	c->pool->n_closing++;
 	gpu_mem_close(c->pool->gpu, &c->mem, chunk_on_closed);
 }
 
@@ -176,6 +177,7 @@ static void chunk_on_closed(struct gpu_mem *mem, int r)
 	struct chunk *c = container_of(mem, struct chunk, mem);
 
 	(void)r; /* it is gone either way */
+	c->pool->n_closing--;
 	c->state = CHUNK_EMPTY;
 	if (device_is_online(c->pool->d) && !c->pool->leaving)
 		chunk_ask(c);
@@ -416,7 +418,14 @@ static int pool_copy(struct tier_device *t, struct tier_copy *copy)
 	return r;
 }
 
-static const struct tier_device_ops pool_device_ops = { .copy = pool_copy };
+static uint64_t pool_coming(struct tier_device *t)
+{
+	const struct device_pool *p = pool_of(&t->tier);
+
+	return p->told ? (p->n_asked + p->n_closing) * p->chunk_bytes : 0;
+}
+
+static const struct tier_device_ops pool_device_ops = { .copy = pool_copy, .coming = pool_coming };
 
 /* ---- birth and end ---- */
 

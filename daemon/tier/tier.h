@@ -120,6 +120,8 @@ struct tier_device;
 struct tier_device_ops {
 	/* Outcomes: TIER_E_FULL, as many are under way as may be; TIER_E_GONE; TIER_E_NOMEM. */
 	int (*copy)(struct tier_device *t, struct tier_copy *copy);
+	/* Bytes that were given back, and that region_make() can give again when on_room() comes.  NULL: region_drop() gives back at once. */
+	uint64_t (*coming)(struct tier_device *t);
 };
 
 /* What such a tier tells its one user. */

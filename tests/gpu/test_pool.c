@@ -21,8 +21,13 @@
 #define POOL_BLOCKS (POOL_MIB * 1024 * 1024 / BLOCK)
 #define KEY 16u
 
-static const char *const flags[] = { "--g2.size=32M",       "--g2.region_size=2M",        "--g1.size=8M",
-	                             "--g1.region_size=2M", "--daemon.write_timeout=60s", NULL };
+static const char *const flags[] = { "--g2.size=32M",
+	                             "--g2.region_size=2M",
+	                             "--g1.size=8M",
+	                             "--g1.region_size=2M",
+	                             "--daemon.write_timeout=60s",
+	                             "--namespace.other.g1_share=4M",
+	                             NULL };
 
 static struct daemon_proc d;
 static struct kvbm *kvbm;
@@ -279,6 +284,45 @@ START_TEST(engines_share_a_prefix)
 }
 END_TEST
 
+/* Memory that goes to another namespace is made anew; who had it open opens what comes in its place. */
+START_TEST(a_region_goes_to_another_namespace)
+{
+	struct kvbm_model model = { .name = "other", .block_bytes = BLOCK, .device = uuid };
+	struct kvbm_ns *other;
+	struct kvbm_span spans[8];
+	uint32_t tiers[POOL_BLOCKS];
+	unsigned long long at;
+
+	setup();
+	put(1, POOL_BLOCKS);
+	await_tier(1, POOL_BLOCKS, KVBM_TIER_G2);
+	must(kvbm_attach(kvbm, &model, &other) == 0);
+	ck_assert_msg(kvbm_reserve(other, 0, keys_of(1, 8), 8, spans, NULL) == 8, "%s", kvbm_error(kvbm));
+	for (unsigned i = 0; i < 8; i++) {
+		static const uint8_t zero[BLOCK];
+
+		must(kvbm_cuda_data(other, &spans[i], 0, &at) == 0);
+		must(copy_to_host(bytes[1], at, BLOCK) == 0);
+		ck_assert_msg(memcmp(bytes[1], zero, BLOCK) == 0, "another namespace's bytes");
+		must(copy_to_device(at, pattern(5000 + i), BLOCK) == 0);
+	}
+	ck_assert_int_eq(kvbm_commit(other, 0, spans, keys_of(1, 8), 8, NULL, 0), 8);
+	for (unsigned round = 0; round < 3; round++) {
+		unsigned here = 0;
+
+		ck_assert_int_ge(kvbm_onboard(pool, keys_of(1, 40), 40, NULL, NULL, NULL), 40);
+		must(kvbm_stat(pool, keys_of(1, 40), 40, tiers) == 40);
+		for (unsigned i = 0; i < 40; i++)
+			here += (tiers[i] & KVBM_TIER_G1) != 0;
+		ck_assert_uint_eq(here, 40);
+		device_is(1, 40);
+		put(3001 + 100 * round, 40);
+		await_tier(3001 + 100 * round, 40, KVBM_TIER_G2);
+	}
+	teardown();
+}
+END_TEST
+
 /* ---- a client dies ---- */
 
 enum { DIES_RESERVED, DIES_COMMITTED, DIES_HOLDING, DIES_ONBOARDING, N_DEATHS };
@@ -446,6 +490,7 @@ static void add(TCase *tcase)
 	tcase_add_test(tcase, by_handle);
 	tcase_add_test(tcase, a_late_copy_is_not_seen_early);
 	tcase_add_test(tcase, engines_share_a_prefix);
+	tcase_add_test(tcase, a_region_goes_to_another_namespace);
 	tcase_add_loop_test(tcase, a_client_dies, 0, N_DEATHS);
 	tcase_add_test(tcase, a_lost_device_comes_back);
 	tcase_add_loop_test(tcase, every_call_may_fail, 0, 16);

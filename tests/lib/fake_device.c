@@ -12,7 +12,9 @@ struct fake_device {
 	struct tier_device device; /* first */
 	struct tier *memory;       /* owns */
 	uint64_t region_size;
-	bool edges, online;
+	bool edges, online, slow;
+	struct tier_region *coming[64]; /* own; dropped, and not to be had yet */
+	uint32_t n_coming;
 	struct list flying; /* borrows: struct tier_copy, the oldest first */
 	uint32_t n_flying, fail_times;
 	int fail_with;
@@ -64,8 +66,13 @@ static void fake_region_drop(struct tier *t, struct tier_region *region)
 {
 	struct fake_device *f = fake_of(t);
 
-	f->memory->ops->region_drop(f->memory, region->priv);
-	free(region->priv);
+	if (f->slow) {
+		assert(f->n_coming < sizeof(f->coming) / sizeof(*f->coming));
+		f->coming[f->n_coming++] = region->priv;
+	} else {
+		f->memory->ops->region_drop(f->memory, region->priv);
+		free(region->priv);
+	}
 	*region = (struct tier_region){ .fd = -1, .ro_fd = -1 };
 }
 
@@ -100,7 +107,31 @@ static int fake_copy(struct tier_device *t, struct tier_copy *copy)
 	return 0;
 }
 
-static const struct tier_device_ops fake_device_ops = { .copy = fake_copy };
+static uint64_t fake_coming(struct tier_device *t)
+{
+	return fake_dev(t)->online ? fake_dev(t)->n_coming * fake_dev(t)->region_size : 0;
+}
+
+static const struct tier_device_ops fake_device_ops = { .copy = fake_copy, .coming = fake_coming };
+
+void fake_device_slow(struct tier_device *t)
+{
+	fake_dev(t)->slow = true;
+}
+
+void fake_device_remake(struct tier_device *t)
+{
+	struct fake_device *f = fake_dev(t);
+
+	while (f->n_coming > 0) {
+		struct tier_region *region = f->coming[--f->n_coming];
+
+		f->memory->ops->region_drop(f->memory, region);
+		free(region);
+	}
+	if (f->online && t->user.on_room)
+		t->user.on_room(t->user.ctx);
+}
 
 struct tier_device *fake_device_new(uint64_t size, uint64_t region_size, bool edges)
 {
@@ -120,6 +151,8 @@ struct tier_device *fake_device_free(struct tier_device *t)
 {
 	if (!t)
 		return NULL;
+	fake_dev(t)->online = false;
+	fake_device_remake(t);
 	assert(fake_dev(t)->n_flying == 0);
 	fake_dev(t)->memory = fake_tier_free(fake_dev(t)->memory);
 	free(fake_dev(t));

@@ -25,6 +25,10 @@ bool fake_device_release_any(struct tier_device *t, struct rng *rng);
 /* The next @times copies from now end with (FULL, GONE: are answered) @outcome, a TIER_E_*. */
 void fake_device_fail(struct tier_device *t, int outcome, uint32_t times);
 
+/* From now on what is dropped can be had again only after fake_device_remake(), which tells the user. */
+void fake_device_slow(struct tier_device *t);
+void fake_device_remake(struct tier_device *t);
+
 /* The byte of a region that a client would see there. */
 uint8_t *fake_device_at(const struct tier_region *region, uint64_t offset);
 

@@ -150,6 +150,102 @@ START_TEST(pools_take_memory_of_their_own_device_only)
 }
 END_TEST
 
+/* "b" has half of the device guaranteed, and "a" all of it.  Memory that "a" gives comes a little later; "b" waits, and takes no more than it needs. */
+START_TEST(memory_comes_late_from_another_pool)
+{
+	struct low_wait w;
+	struct holder *other;
+	uint64_t before;
+
+	setup_sized(16, 16);
+	fake_device_slow(dev);
+	pool_put(1, 64);
+	settle();
+	ck_assert_uint_eq(fix_bytes(p), 16 * MIB);
+	l.f.policies[1].device_share_bytes = 8 * MIB;
+	ck_assert_int_eq(try_pool("b", DEV, LOW_BLOCK, &other), 0);
+	ck_assert_int_eq(fix_reserve(&l.f, other, STORE_ALL_LANES, 1, 2), STORE_E_WAIT);
+	before = fix_bytes(p);
+	ck_assert_uint_eq(before, 14 * MIB);
+	low_wait_begin(&l, other, &w, 2);
+	for (int i = 0; i < 3; i++)
+		store_tick(l.f.store, ++l.f.now_ns);
+	ck_assert_int_eq(fix_reserve(&l.f, other, STORE_ALL_LANES, 1, 2), STORE_E_WAIT);
+	ck_assert_uint_eq(w.called, 0);
+	ck_assert_uint_eq(fix_bytes(p), before);
+	fake_device_remake(dev);
+	ck_assert_uint_eq(w.called, 1);
+	ck_assert_int_eq(low_reserve_now(&l, other, 1, 2), 0);
+	ck_assert_int_eq(store_abort(other, STORE_ALL_LANES, l.f.slots, l.f.generations, 2), 0);
+	ck_assert_uint_eq(fix_bytes(p), before);
+	fix_close(other);
+	teardown();
+}
+END_TEST
+
+/* What is lent by a handle stays while somebody is there who may have it open. */
+START_TEST(memory_lent_by_handle_stays)
+{
+	struct holder *other;
+
+	setup_sized(16, 16);
+	dev->lends_handles = true;
+	pool_put(1, 64);
+	settle();
+	l.f.policies[1].device_share_bytes = 8 * MIB;
+	ck_assert_int_eq(try_pool("b", DEV, LOW_BLOCK, &other), 0);
+	ck_assert_int_eq(fix_reserve(&l.f, other, STORE_ALL_LANES, 1, 2), STORE_E_NOSPACE);
+	fix_close(p);
+	p = NULL;
+	ck_assert_int_eq(fix_reserve(&l.f, other, STORE_ALL_LANES, 1, 2), 0);
+	ck_assert_int_eq(store_abort(other, STORE_ALL_LANES, l.f.slots, l.f.generations, 2), 0);
+	fix_close(other);
+	teardown();
+}
+END_TEST
+
+START_TEST(lanes_are_copied_each_to_its_place)
+{
+	struct holder *lanes, *up_to;
+	struct ns_desc desc = fix_desc("b", 4, LOW_BLOCK / 4);
+	struct store_attach args = { .desc = &desc, .device = DEV, .user = &l.f.user, .owner = &l.f };
+	uint8_t have[16], want[16];
+
+	setup_sized(16, 16);
+	ck_assert_int_eq(store_attach(l.f.store, &args, &up_to, have, want), 0);
+	args.device = NULL;
+	ck_assert_int_eq(store_attach(l.f.store, &args, &lanes, have, want), 0);
+	ck_assert_int_eq(fix_reserve(&l.f, up_to, STORE_ALL_LANES, 1, 12), 0);
+	for (uint32_t i = 0; i < 12; i++) {
+		const struct tier_region *region;
+		uint64_t offset;
+
+		for (uint32_t lane = 0; lane < 4; lane++) {
+			ck_assert(holder_slot(up_to, l.f.slots[i], lane, &region, &offset));
+			memset(fake_device_at(region, offset), (int)(i * 4 + lane), 8);
+			memset(fake_device_at(region, offset + LOW_BLOCK / 4 - 8), (int)(i * 4 + lane), 8);
+		}
+	}
+	ck_assert_int_eq(fix_commit(&l.f, up_to, STORE_ALL_LANES, 1, 12, 0), 0);
+	settle();
+	fix_hold(&l.f, lanes, 1, 12);
+	for (uint32_t i = 0; i < 12; i++) {
+		const struct tier_region *region;
+		uint64_t offset;
+
+		for (uint32_t lane = 0; lane < 4; lane++) {
+			ck_assert(holder_slot(lanes, l.f.slots[i], lane, &region, &offset));
+			ck_assert_uint_eq(((uint8_t *)region->base)[offset], i * 4 + lane);
+			ck_assert_uint_eq(((uint8_t *)region->base)[offset + LOW_BLOCK / 4 - 1], i * 4 + lane);
+		}
+	}
+	ck_assert_int_eq(store_release(lanes, l.f.slots, l.f.generations, 12), 0);
+	fix_close(lanes);
+	fix_close(up_to);
+	teardown();
+}
+END_TEST
+
 /* ---- down ---- */
 
 START_TEST(what_is_committed_is_copied_down)
@@ -641,8 +737,8 @@ static void storm_device(void)
 		fake_device_fail(dev, (int[]){ TIER_E_IO, TIER_E_FULL, TIER_E_NOMEM }[below(3)], 1 + below(3));
 		break;
 	case 3:
-		fake_lower_fail(l.t, below(2), (enum fake_lower_fault[]){ FAKE_LOWER_IO, FAKE_LOWER_FULL }[below(2)], 1 + below(3),
-		                1 + below(3));
+		fake_lower_fail(l.t, below(2), (enum fake_lower_fault[]){ FAKE_LOWER_IO, FAKE_LOWER_FULL }[below(2)],
+		                1 + below(3), 1 + below(3));
 		break;
 	case 4:
 		ck_assert_int_eq(store_flush(l.f.store, below(2) ? "a" : NULL, &dropped, &kept), 0);
@@ -660,6 +756,8 @@ START_TEST(whatever_comes_bytes_and_counts_are_right)
 	memset(flying, 0, sizeof(flying));
 	rng_init(&rng, (uint64_t)_i + 1);
 	setup_sized(2 + 2 * below(3), 2 + 2 * below(3));
+	if (below(2))
+		fake_device_slow(dev);
 	for (int event = 0; event < 400; event++) {
 		switch (below(p ? 12 : 8)) {
 		case 0:
@@ -676,6 +774,8 @@ START_TEST(whatever_comes_bytes_and_counts_are_right)
 		case 4:
 		case 5:
 			(void)fake_device_release_any(dev, &rng);
+			if (below(8) == 0)
+				fake_device_remake(dev);
 			break;
 		case 6:
 		case 7:
@@ -705,6 +805,9 @@ int main(void)
 	const TTest *const tests[] = {
 		a_pool_is_a_namespace_of_its_own,
 		pools_take_memory_of_their_own_device_only,
+		memory_comes_late_from_another_pool,
+		memory_lent_by_handle_stays,
+		lanes_are_copied_each_to_its_place,
 		what_is_committed_is_copied_down,
 		what_is_in_host_memory_already_is_not_copied,
 		a_block_is_held_while_it_is_copied,
