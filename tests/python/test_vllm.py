@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import tempfile
 import threading
 import unittest
 
@@ -313,6 +314,51 @@ class Trouble(Simulated):
         self.assertNotIn("store_skipped_away", engine.stats)
 
 
+class Lower(Simulated):
+    """With NVMe below memory: the engine is told to ask again until what is there is up."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory(prefix="kvbmd-test-")
+        self.addCleanup(folder.cleanup)
+        self.daemon = Daemon(f"--g3.path={folder.name}/g3", "--g3.size=256M", "--g3.write=through", size="64M")
+        self.addCleanup(self.daemon.remove)
+
+    def test_a_prefix_outlives_the_daemon(self):
+        for options in (dict(block_tokens=(128,)), dict(block_tokens=(128, 128), windows=(0, 200))):
+            with self.subTest(options):
+                options.update(num_blocks=16, budget=200)
+                first, text = self.engine(**options), prompt(60, 300)
+                want = first.generate(text).tokens
+                stored(first)
+                first.close()
+                self.daemon.end()
+                self.daemon.start()
+                second = self.engine(**options)
+                request = second.generate(text)
+                self.assertEqual((request.tokens, request.cached), (want, 256))
+                self.assertEqual((second.stats["hit_disk_tokens"], second.stats["hit_host_tokens"]), (256, 0))
+                self.check_none_held()
+
+    def test_abort_while_it_comes_up(self):
+        first, text = self.engine(block_tokens=(128,), num_blocks=16), prompt(61, 300)
+        first.generate(text)
+        stored(first)
+        first.close()
+        self.daemon.end()
+        self.daemon.start()
+        second = self.engine(block_tokens=(128,), num_blocks=16)
+        for n in range(4):
+            second.add(f"r{n}", text)
+            if n % 2:
+                second.step()
+            second.abort(f"r{n}")
+            second.run()
+        self.assertTrue(second.scheduler._scheduler._desk.drain(WAIT))
+        stored(second)
+        self.check_none_held()
+
+
 class Scheduling(Simulated):
     def test_preemption(self):
         want = {i: self.engine(options={"load": False, "store": False}).generate(prompt(i, 40), 60).tokens for i in range(4)}
@@ -426,6 +472,24 @@ class Around(Simulated):
         engine.add("a", prompt(50, 64), hints={"protocol_version": "0.1", "message_id": "m", "actions": known + unknown})
         engine.run()
         self.assertEqual((engine.stats["hints"], engine.stats["hints_unknown"]), (3, 1))
+
+    def test_events(self):
+        """Each block once, in order, with its parent and tokens, when all ranks have stored it."""
+
+        class Stored:
+            def __init__(self, **fields):
+                self.__dict__.update(fields)
+
+        before, api.event_types = api.event_types, lambda: (Stored, Stored)
+        self.addCleanup(setattr, api, "event_types", before)
+        engine, text = self.engine(tp=2, events=True), prompt(52, 64)
+        engine.generate(text)
+        stored(engine)
+        engine.generate(prompt(53, 4))  # what was stored is told with the next step
+        told = [e for e in engine.all_events if e.token_ids[0] in text]
+        self.assertEqual([t for e in told for t in e.token_ids][:64], text)
+        self.assertEqual([e.parent_block_hash for e in told], [None] + [e.block_hashes[0] for e in told[:-1]])
+        self.assertEqual({e.medium for e in told}, {"CPU"})
 
     def test_hints_of_any_shape(self):
         class Odd:

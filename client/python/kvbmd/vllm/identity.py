@@ -178,6 +178,8 @@ def describe(vllm_config, kv_cache_config, role, options):
     for i, group in enumerate(kv_cache_config.kv_cache_groups):
         name = f"{prefix}/{digest[:16]}/{i}"
         lane_bytes = sum(int(s.page_size_bytes) for s in specs[i])
+        if lane_bytes > 4096:
+            lane_bytes = -(-lane_bytes // 4096) * 4096  # what goes to NVMe is whole pages; memory is given out by them anyway
         groups.append(Group(i, name, tokens[i], tokens[i] // hash_tokens, lane_bytes, tuple(group.layer_names), windows[i]))
     salt = f"{seed if seed is not None else 'random'}|{options.get('salt', '')}"
     return Identity(
