@@ -27,6 +27,7 @@ SEEDS ?= 10000
 FUZZ_SECONDS ?= 60
 RACE_SECONDS ?= 60
 BENCH ?=
+VLLM_VENV ?= $(BUILD)/vllm
 prefix ?= /usr/local
 DESTDIR ?=
 
@@ -171,6 +172,8 @@ ALL_OBJ := $(call obj,$(DAEMON_SRC) $(MAIN_SRC) $(CTL_SRC) $(EXAMPLE_SRC)) $(cal
 export KVBM_BUILD = $(abspath $(B))
 export KVBM_SOURCE = $(CURDIR)
 export SIM_SEEDS = $(SEEDS)
+VLLM_ENV = OMP_NUM_THREADS=1 KVBM_PYTHON="$(abspath $(VLLM_VENV))/bin/python" KVBM_VLLM_SITE="$(abspath $(B))/vllm-site" \
+	KVBM_VLLM_PYTHON="$(abspath $(VLLM_VENV))/bin/python" KVBM_VLLM_BEFORE="$(abspath $(B))/vllm-0.29.0"
 PY_ENV = PATH="$(abspath $(B))/venv/bin:$$PATH" PYTHONPATH="$(abspath $(B))/python" PYTHONDONTWRITEBYTECODE=1 \
 	$(if $(filter address,$(SAN)),LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0)
 RUN = tests/run.sh -l $(B)/log $(if $(filter thread,$(SAN)),-a)
@@ -179,7 +182,7 @@ SANITIZER := $(wildcard $(TOOLKIT)/bin/compute-sanitizer)
 
 # Targets -------------------------------------------------------------------------------------------------------------
 
-.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-gpu \
+.PHONY: all python demo check check-unit check-sim check-integration check-race check-python check-torch check-vllm check-gpu \
 	check-gpu-standin lint lint-sizes format bench bench-gpu fuzz tests deps install dist help clean fuzz-run FORCE
 .DEFAULT_GOAL := all
 .DELETE_ON_ERROR:
@@ -217,6 +220,12 @@ check-python: all python $(FAKECUDA) ## the Python package
 check-torch: all python ## the Python package with PyTorch (PYTHON=an interpreter that has torch and numpy)
 	@KVBM_PYTHON='$(PYTHON)' OMP_NUM_THREADS=1 $(PY_ENV) $(RUN) -n torch -t 600 $(TORCH_TESTS)
 
+check-vllm: all python ## the connector in the real vLLM on the CPU, and PyTorch: fetches 430 MB once, or VLLM_VENV=dir that has it
+	@tests/python/vllm/prepare.sh $(PYTHON) $(B) $(VLLM_VENV); case $$? in \
+		0) $(PY_ENV) $(VLLM_ENV) $(RUN) -n vllm -j 1 -t 840 tests/python/vllm/test_engines.py $(TORCH_TESTS) ;; \
+		77) $(PY_ENV) $(RUN) -n vllm -z tests/python/vllm/test_engines.py ;; \
+		*) exit 1 ;; esac
+
 check-gpu-standin: all $(GPU_TEST_BIN) $(FAKECUDA) ## the gpu suites on the stand-in driver (with the CUDA toolkit)
 	@$(if $(GPU_TEST_BIN),LD_LIBRARY_PATH=$(abspath $(B)/fakecuda) $(RUN) -n gpu -t 300 $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
 
@@ -234,8 +243,9 @@ lint-sizes: ## the limits on files, functions and parameters, with the nearest m
 format: ## rewrite all C files (or FILES) as .clang-format has it
 	@tests/lint/format.py --fix $(FILES)
 
-bench: all $(BENCH_BIN) ## figures as ratios to a limit measured in the same run (BENCH=P1,P3: only these)
-	@BENCH='$(BENCH)' tests/bench/run.py $(BENCH_BIN)
+bench: all $(BENCH_BIN) $(if $(findstring P18,$(BENCH)),python) ## figures as ratios to a limit measured in the same run (BENCH=P1,P3: only these)
+	@$(if $(findstring P18,$(BENCH)),tests/python/vllm/prepare.sh $(PYTHON) $(B) $(VLLM_VENV))
+	@BENCH='$(BENCH)' $(if $(findstring P18,$(BENCH)),$(PY_ENV) $(VLLM_ENV)) tests/bench/run.py $(BENCH_BIN) $(if $(findstring P18,$(BENCH)),tests/bench/first_token.py)
 
 bench-gpu: all $(GPU_BENCH_BIN) ## P16 on a device, with its name
 	@$(if $(GPU_BENCH_BIN),BENCH='$(BENCH)' tests/bench/run.py $(GPU_BENCH_BIN),echo 'skipped: no CUDA toolkit')
