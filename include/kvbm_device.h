@@ -59,14 +59,17 @@ int kvbm_adopt(struct kvbm_ns *ns, const struct kvbm_engine_blocks *blocks, stru
 int kvbm_disown(struct kvbm_adoption *adoption);
 
 /* 512 words of 64 bits that both sides write: register them with the driver (cuMemHostRegister) to write and await them in
- * stream order.  A word that a copy is told to signal gets its value when the copy is done, or UINT64_MAX if it failed. */
+ * stream order.  A word that a copy is told to signal gets its value when the copy is done, or
+ * KVBM_FLAG_FAILED if it failed; set it back before you use it again.  Values are smaller than that: it is past all of them
+ * for cuStreamWaitValue64() with GEQ too, which compares cyclically. */
+#define KVBM_FLAG_FAILED (UINT64_MAX / 2)
 uint64_t *kvbm_adoption_flags(struct kvbm_adoption *adoption);
 
 enum kvbm_sync_kind { KVBM_SYNC_NONE = 0, KVBM_SYNC_FLAG, KVBM_SYNC_EVENT };
 struct kvbm_sync {
 	enum kvbm_sync_kind kind;
 	uint32_t index; /* of the flag, or of the adoption's event */
-	uint64_t value; /* flag: waited for until it is >= value, unsigned; signalled by writing value */
+	uint64_t value; /* flag: waited for until it is >= value; signalled by writing value */
 };
 
 struct kvbm_copy {

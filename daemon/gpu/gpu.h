@@ -33,7 +33,9 @@
 #define GPU_UUID_CHARS 48u
 #define GPU_HANDLE_BYTES 64u
 #define GPU_MEM_GRAIN (UINT64_C(2) << 20)
-#define GPU_FLAG_FAILED UINT64_MAX
+
+/* The largest for a driver's eyes too: cuStreamWaitValue64() with GEQ waits until (int64_t)(*flag - value) >= 0. */
+#define GPU_FLAG_FAILED (UINT64_MAX / 2)
 
 enum {
 	GPU_E_LOST = 1, /* the device is lost, or closing */
@@ -211,7 +213,7 @@ enum gpu_sync_kind {
 struct gpu_sync {
 	enum gpu_sync_kind kind;
 	const struct gpu_pin *pin;
-	uint64_t offset, value;
+	uint64_t offset, value; /* below GPU_FLAG_FAILED */
 	struct gpu_event *event;
 };
 

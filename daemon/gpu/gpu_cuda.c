@@ -374,11 +374,11 @@ int gpu_mem_alloc(struct gpu *gpu, struct gpu_mem *mem, void (*done)(struct gpu_
 {
 	thread_assert(THREAD_LOOP);
 	assert(mem->bytes > 0 && mem->bytes % GPU_MEM_GRAIN == 0 && !mem->job.gpu);
+	mem->fd = -1;
 	if (!gpu->online)
 		return GPU_E_LOST;
 	mem->done = done;
 	mem->open = mem->imported = false;
-	mem->fd = -1;
 	return gpu_submit(gpu, &mem->job, GPU_KIND_ALLOC);
 }
 

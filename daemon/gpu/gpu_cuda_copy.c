@@ -65,7 +65,8 @@ static bool sync_is_sane(const struct gpu_sync *sync)
 	case GPU_SYNC_NONE:
 		return true;
 	case GPU_SYNC_FLAG:
-		return pin_has(sync->pin, sync->offset, 8) && sync->offset % 8 == 0 && sync->pin->registered;
+		return pin_has(sync->pin, sync->offset, 8) && sync->offset % 8 == 0 && sync->pin->registered &&
+		       sync->value < GPU_FLAG_FAILED;
 	case GPU_SYNC_EVENT:
 		return sync->event && sync->event->open;
 	}
@@ -291,7 +292,10 @@ static int before_look(struct gpu *gpu, const struct gpu_sync *before)
 	case GPU_SYNC_NONE:
 		return 0;
 	case GPU_SYNC_FLAG:
-		return atomic_load_explicit(flag_of(before), memory_order_acquire) >= before->value ? 0 : NOT_YET;
+		/* As the driver compares. */
+		return (int64_t)(atomic_load_explicit(flag_of(before), memory_order_acquire) - before->value) >= 0
+		               ? 0
+		               : NOT_YET;
 	case GPU_SYNC_EVENT:
 		r = CALL_PEER(gpu, EventQuery, before->event->event);
 		return r == CUDA_ERROR_NOT_READY ? NOT_YET : gpu_outcome(gpu, r);

@@ -84,6 +84,8 @@ bool gpu_life_begin(struct gpu *gpu)
 
 void gpu_life_end(struct gpu *gpu)
 {
+	if (gpu->context && !gpu->sick)
+		gpu_memory_end(gpu);
 	if (gpu->context) {
 		/* Whatever they say, there is nothing else to be done about it. */
 		(void)CALL(gpu, DevicePrimaryCtxReset, gpu->device);
@@ -91,6 +93,6 @@ void gpu_life_end(struct gpu *gpu)
 		gpu->context = NULL;
 	}
 	gpu->aux = NULL;
-	gpu_memory_lost(gpu);
+	gpu_memory_end(gpu);
 	gpu->sick = false;
 }

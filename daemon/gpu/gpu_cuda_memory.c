@@ -277,10 +277,10 @@ static int pin_end(struct gpu *gpu, struct gpu_pin *pin)
 
 /* ---- */
 
-void gpu_memory_lost(struct gpu *gpu)
+void gpu_memory_end(struct gpu *gpu)
 {
+	bool works = gpu->context && !gpu->sick, took = false;
 	struct list *it;
-	bool took = false;
 
 	while ((it = list_pop(&gpu->mems))) {
 		struct gpu_mem *mem = container_of(it, struct gpu_mem, mems);
@@ -293,8 +293,11 @@ void gpu_memory_lost(struct gpu *gpu)
 	}
 	list_for_each(link, &gpu->pins) {
 		struct gpu_pin *pin = container_of(link, struct gpu_pin, pins);
+		bool ours = pin->registered && !pin->borrowed;
 
-		took = took || (pin->registered && !pin->borrowed);
+		if (ours && works)
+			(void)CALL(gpu, MemHostUnregister, pin->base);
+		took = took || ours;
 		pin->registered = pin->borrowed = false;
 	}
 	if (took)

@@ -158,9 +158,8 @@ void gpu_pin_register(struct gpu *gpu, struct gpu_pin *pin);
 /* Another device may have let go of a range that we, too, want pinned. */
 void gpu_pins_check(struct gpu *gpu);
 
-/* The context is gone, and with it what it registered and allocated; memory that does not belong to a context is given
- * back here. */
-void gpu_memory_lost(struct gpu *gpu);
+/* Memory and pins of a life that ends: before its context goes if it still works, else after. */
+void gpu_memory_end(struct gpu *gpu);
 
 /* ---- thread: gpu_cuda_copy.c ---- */
 

@@ -131,7 +131,7 @@ static bool copy_sync(const struct adoption *a, const Kvbm__Sync *m, const char 
 	*ret = (struct gpu_sync){ .kind = GPU_SYNC_NONE };
 	if (!m || m->kind == 0)
 		return true;
-	if (m->kind == 1 && m->index < ADOPTION_FLAGS && m->value != GPU_FLAG_FAILED) {
+	if (m->kind == 1 && m->index < ADOPTION_FLAGS && m->value < GPU_FLAG_FAILED) {
 		*ret = (struct gpu_sync){ .kind = GPU_SYNC_FLAG,
 			                  .pin = &a->flags_pin,
 			                  .offset = m->index * sizeof(uint64_t),
@@ -142,7 +142,7 @@ static bool copy_sync(const struct adoption *a, const Kvbm__Sync *m, const char 
 		*ret = (struct gpu_sync){ .kind = GPU_SYNC_EVENT, .event = &a->events[m->index].event };
 		return true;
 	}
-	reply_fail(reply, REPLY_INVAL, "%s names no flag below %u, no event of the adoption, or a value of all ones",
+	reply_fail(reply, REPLY_INVAL, "%s names no flag below %u, no event of the adoption, or a value beyond 2^63-2",
 	           what, ADOPTION_FLAGS);
 	return false;
 }

@@ -250,7 +250,7 @@ static void op_run(struct stream *s, const struct op *op)
 		break;
 	case OP_WAIT:
 		flag = flag_at(s, op->address);
-		while (flag && atomic_load(flag) < op->value && !atomic_load(&s->killed))
+		while (flag && (int64_t)(atomic_load(flag) - op->value) < 0 && !atomic_load(&s->killed))
 			fake_sleep_us(POLL_US);
 		break;
 	case OP_WAIT_EVENT:

@@ -298,7 +298,7 @@ START_TEST(a_flag_that_does_not_come)
 	store.timeout_ms = 50;
 	ck_assert_int_eq(kvbm_store(adoption, &store), -KVBM_E_BUSY);
 	ck_assert_ptr_nonnull(strstr(kvbm_error(kvbm), "did not happen in time"));
-	flag_await(1, UINT64_MAX);
+	flag_await(1, KVBM_FLAG_FAILED);
 	ck_assert_int_eq(kvbm_match(ns, keys, N, KVBM_PEEK, NULL), 0);
 	daemon_check(&d, &before);
 }
@@ -313,7 +313,7 @@ START_TEST(a_miss_is_signalled)
 	load.flags = KVBM_NOWAIT | KVBM_ALL;
 	load.after = (struct kvbm_sync){ KVBM_SYNC_FLAG, 2, 5 };
 	ck_assert_int_eq(kvbm_load(adoption, &load), 0);
-	flag_await(2, UINT64_MAX);
+	flag_await(2, KVBM_FLAG_FAILED);
 	load.flags = KVBM_NOWAIT;
 	load.n = 0;
 	load.after.index = 3;

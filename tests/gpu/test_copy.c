@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* gpu_cuda_copy.c: every layout byte for byte in both directions, by batch and by kernel, as another process sees it;
  * order against peers by flag and by event; limits. */
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -385,6 +386,24 @@ START_TEST(what_leaves_its_memory_is_refused)
 }
 END_TEST
 
+/* What a peer's stream waits for comes even if the copy cannot be made. */
+START_TEST(a_failed_copy_lets_its_peer_go_on)
+{
+	peers_memory();
+	flag_make();
+	peer_fill_later(&peer, 4 * MIB, 0x21, 1);
+	while (atomic_load(flag) != 1)
+		sched_yield();
+	device_copy_init(&copy, GPU_UP, &mem, 0, 4 * MIB);
+	copy.plane.offset = MIB; /* beyond the end */
+	copy.copy.after = (struct gpu_sync){ .kind = GPU_SYNC_FLAG, .pin = &flag_pin, .value = 1000 };
+	ck_assert_int_eq(device_copy_run(&copy), GPU_E_REFUSED);
+	ck_assert(peer_wait_and_compare(&peer, 4 * MIB, 0x21, 1000));
+	device_unpin(device.gpu, &flag_pin);
+	ck_assert_int_eq(device_mem_close(&mem), 0);
+}
+END_TEST
+
 START_TEST(who_stays_away_holds_up_nobody_else)
 {
 	_Atomic uint64_t *words;
@@ -467,6 +486,7 @@ static void add(TCase *tcase)
 	tcase_add_test(tcase, the_flag_comes_after_the_bytes);
 	tcase_add_test(tcase, the_event_comes_after_the_bytes);
 	tcase_add_test(tcase, what_leaves_its_memory_is_refused);
+	tcase_add_test(tcase, a_failed_copy_lets_its_peer_go_on);
 	tcase_add_test(tcase, who_stays_away_holds_up_nobody_else);
 	tcase_add_test(tcase, as_many_as_the_limit);
 	tcase_add_test(tcase, closing_waits_for_what_runs);
