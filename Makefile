@@ -229,8 +229,8 @@ check-vllm: all python ## the connector in the real vLLM on the CPU, and PyTorch
 check-gpu-standin: all $(GPU_TEST_BIN) $(FAKECUDA) ## the gpu suites on the stand-in driver (with the CUDA toolkit)
 	@$(if $(GPU_TEST_BIN),LD_LIBRARY_PATH=$(abspath $(B)/fakecuda) $(RUN) -n gpu -t 300 $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
 
-check-gpu: all $(GPU_TEST_BIN) ## the same suites on a device; skipped without one
-	@$(if $(GPU_TEST_BIN),CK_FORK=no $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN),echo 'skipped: no CUDA toolkit, so no gpu suites')
+check-gpu: all python $(GPU_TEST_BIN) ## the same suites, and Python's, on a device; skipped without one
+	@$(if $(GPU_TEST_BIN),CK_FORK=no KVBM_CUDA=real $(PY_ENV) $(RUN) -n gpu -j 1 -z $(GPU_TEST_BIN) tests/python/test_cuda.py,echo 'skipped: no CUDA toolkit, so no gpu suites')
 	@$(if $(and $(GPU_TEST_BIN),$(SANITIZER)),CK_FORK=no $(RUN) -n gpu-sanitizer -j 1 -z -w '$(SANITIZER) --error-exitcode 1' \
 		$(GPU_TEST_BIN),echo 'skipped: no compute-sanitizer')
 
@@ -412,9 +412,9 @@ $(B)/examples/%: $(B)/obj/client/examples/%.o $(B)/libkvbm.so
 # Without Python.h there is no extension, and its tests are skipped.
 $(B)/pic/client/python/%.o: client/python/%.c
 	$(call say,CC,$<)
-	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) $(PY_CFLAGS) -fPIC -fvisibility=hidden -c -o $@ $<
+	$(Q)mkdir -p $(@D) && $(COMPILE) $(WARNINGS) $(PY_CFLAGS) $(if $(CUDA_CLIENT_SRC),-DKVBM_HAS_CUDA) -fPIC -fvisibility=hidden -c -o $@ $<
 
-$(B)/python/kvbmd/_kvbm.abi3.so: $(call pic,$(PY_SRC) $(CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) client/python/_kvbm.map
+$(B)/python/kvbmd/_kvbm.abi3.so: $(call pic,$(PY_SRC) $(CLIENT_SRC) $(CUDA_CLIENT_SRC) $(PROTO_SRC)) $(PB_OBJ) client/python/_kvbm.map
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D) && $(CC) $(LINK_FLAGS) -shared -Wl,--version-script=client/python/_kvbm.map -o $@ $(filter %.o,$^) $(PROTO_LIBS)
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* dlpack.h: the part of DLPack's binary interface (1.1) that an exporter of dense host memory needs.
+/* dlpack.h: the part of DLPack's binary interface (1.1) that an exporter of dense memory, the host's or a GPU's, needs.
  *
  * The names and values are DLPack's; https://dmlc.github.io/dlpack/latest/c_api.html is the authority.
  */
@@ -17,7 +17,7 @@
 #define DLPACK_NAME "dltensor"
 #define DLPACK_NAME_VERSIONED "dltensor_versioned"
 
-enum { DLPACK_CPU = 1 };
+enum { DLPACK_CPU = 1, DLPACK_CUDA = 2 };
 
 enum {
 	DLPACK_INT = 0,

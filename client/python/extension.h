@@ -129,11 +129,13 @@ struct namespace_object {
 	uint32_t key_bytes, lanes;
 	uint64_t lane_bytes;
 	bool readonly;
+	int device; /* the GPU whose memory it is in, as CUDA numbers them in this process; -1: host memory */
 };
 
 struct hold_object {
 	PyObject_HEAD struct hold *hold; /* owns a reference; NULL: released */
 	bool readonly_map;               /* its memory is mapped without the right to write */
+	int device;                      /* as its namespace's */
 };
 
 /* Types are made once and live with the module. */
@@ -155,7 +157,7 @@ PyObject *ns_copy_pages(PyObject *self, PyObject *args);
 
 /* ---- handle.c ---- */
 
-PyObject *hold_object_new(struct hold *h, bool readonly_map);
+PyObject *hold_object_new(struct hold *h, const struct namespace_object *o);
 /* A new reference to the hold behind a Hold that was not released; else NULL with an exception. */
 struct hold *hold_object_get(PyObject *object);
 /* The end of a heap type's instance. */

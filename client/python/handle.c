@@ -17,14 +17,16 @@ void object_free(PyObject *self)
 	Py_DECREF(type);
 }
 
-PyObject *hold_object_new(struct hold *h, bool readonly_map)
+PyObject *hold_object_new(struct hold *h, const struct namespace_object *o)
 {
 	struct hold_object *self = PyObject_New(struct hold_object, hold_type);
 
 	if (!self)
 		return NULL;
 	self->hold = h;
-	self->readonly_map = readonly_map;
+	self->device = o->device;
+	/* Of a GPU's memory nobody knows: not every driver maps it read-only. */
+	self->readonly_map = o->readonly && o->device < 0;
 	return (PyObject *)self;
 }
 

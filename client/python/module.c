@@ -7,6 +7,9 @@
 #include "extension.h"
 
 #include <errno.h>
+#ifdef KVBM_HAS_CUDA
+#include <kvbm_cuda.h>
+#endif
 #include <kvbm_version.h>
 #include <string.h>
 
@@ -124,11 +127,36 @@ static PyObject *module_live(PyObject *module, PyObject *unused)
 	return Py_BuildValue("iii", atomic_load(&live_sessions), atomic_load(&live_holds), atomic_load(&live_views));
 }
 
+#ifdef KVBM_HAS_CUDA
+
+static PyObject *module_cuda_uuid(PyObject *module, PyObject *args)
+{
+	char uuid[KVBM_CUDA_UUID_CHARS];
+	int ordinal, r;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "i:cuda_uuid", &ordinal))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS;
+	r = kvbm_cuda_uuid(ordinal, uuid);
+	Py_END_ALLOW_THREADS;
+	if (r == -KVBM_E_NOENT)
+		return raise_code(KVBM_E_NOENT, "CUDA finds no driver, or no device");
+	if (r < 0)
+		return PyErr_Format(PyExc_ValueError, "CUDA has no device %d in this process", ordinal);
+	return PyUnicode_FromString(uuid);
+}
+
+#endif
+
 static PyMethodDef module_methods[] = {
 	{ "pack", keys_pack_method, METH_VARARGS,
 	  "pack(hashes, key_bytes) -> bytes\n\nPacked keys of hashes: each bytes, int (big-endian) or hexadecimal str." },
 	{ "live", module_live, METH_NOARGS,
 	  "live() -> (sessions, holds, views)\n\nWhat of this process is alive: for tests and for finding leaks." },
+#ifdef KVBM_HAS_CUDA
+	{ "cuda_uuid", module_cuda_uuid, METH_VARARGS, "cuda_uuid(ordinal) -> str\n\nThe UUID of a GPU, as kvbmd names it." },
+#endif
 	{ NULL, NULL, 0, NULL },
 };
 

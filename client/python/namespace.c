@@ -59,7 +59,7 @@ static PyObject *holds_list(struct namespace_object *o, const struct kvbm_span *
 			if (h)
 				h->joined = joined;
 			if (h && list)
-				item = hold_object_new(h, o->readonly);
+				item = hold_object_new(h, o);
 			if (h && !item)
 				hold_put_to(h, &lost);
 		} else if (list) {

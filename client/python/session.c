@@ -204,7 +204,7 @@ static PyObject *session_counters(PyObject *self, PyObject *unused)
 
 /* ---- attach ---- */
 
-static PyObject *namespace_make(struct session *s, struct kvbm_ns *ns, bool readonly)
+static PyObject *namespace_make(struct session *s, struct kvbm_ns *ns, bool readonly, int device)
 {
 	struct namespace_object *o = PyObject_New(struct namespace_object, namespace_type);
 
@@ -217,25 +217,26 @@ static PyObject *namespace_make(struct session *s, struct kvbm_ns *ns, bool read
 	o->lanes = kvbm_ns_lanes(ns);
 	o->lane_bytes = kvbm_lane_bytes(ns);
 	o->readonly = readonly;
+	o->device = device;
 	return (PyObject *)o;
 }
 
 static PyObject *session_attach(PyObject *self, PyObject *args, PyObject *keywords)
 {
-	static char *names[] = { "name",      "model",     "block_bytes", "num_layers", "page_size",
-		                 "inner_dim", "outer_dim", "dtype",       "layout",     "lanes",
-		                 "key_bytes", "hash_algo", "salt",        "flags",      NULL };
+	static char *names[] = { "name",      "model", "block_bytes", "num_layers", "page_size", "inner_dim",
+		                 "outer_dim", "dtype", "layout",      "lanes",      "key_bytes", "hash_algo",
+		                 "salt",      "flags", "device",      "ordinal",    NULL };
 	struct session *s = session_of(self);
 	struct kvbm_model m = { .name = NULL };
 	unsigned long long block_bytes = 0;
 	unsigned num_layers = 0, page_size = 0, inner_dim = 0, outer_dim = 0, lanes = 0, key_bytes = 0, flags = 0;
-	int dtype = 0, layout = 0, r;
+	int dtype = 0, layout = 0, ordinal = -1, r;
 	struct kvbm_ns *ns = NULL;
 	PyObject *result;
 
-	if (!PyArg_ParseTupleAndKeywords(args, keywords, "s|zKIIIIiiIIzzI:attach", names, &m.name, &m.model,
+	if (!PyArg_ParseTupleAndKeywords(args, keywords, "s|zKIIIIiiIIzzIzi:attach", names, &m.name, &m.model,
 	                                 &block_bytes, &num_layers, &page_size, &inner_dim, &outer_dim, &dtype, &layout,
-	                                 &lanes, &key_bytes, &m.hash_algo, &m.salt, &flags) ||
+	                                 &lanes, &key_bytes, &m.hash_algo, &m.salt, &flags, &m.device, &ordinal) ||
 	    !session_use(s))
 		return NULL;
 	m.block_bytes = block_bytes;
@@ -252,7 +253,7 @@ static PyObject *session_attach(PyObject *self, PyObject *args, PyObject *keywor
 	session_drain(s);
 	r = kvbm_attach(s->kvbm, &m, &ns);
 	Py_END_ALLOW_THREADS;
-	result = r < 0 ? raise_result(s, r, "attach") : namespace_make(s, ns, flags & KVBM_NS_READONLY);
+	result = r < 0 ? raise_result(s, r, "attach") : namespace_make(s, ns, flags & KVBM_NS_READONLY, ordinal);
 	session_unuse(s);
 	return result;
 }

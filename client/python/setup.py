@@ -51,7 +51,15 @@ def stage(to):
     elif to != STAGED:
         shutil.copytree(STAGED, to, dirs_exist_ok=True)
     folders = (os.path.join(to, folder) for folder in ("client", "proto", "gen"))
-    return [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".c") and name != "gpu.c"]
+    without = () if cuda_include() else ("gpu.c",)
+    return [os.path.join(folder, name) for folder in folders for name in sorted(os.listdir(folder)) if name.endswith(".c") and name not in without]
+
+
+def cuda_include():
+    """The CUDA toolkit's headers, for blocks in a GPU's memory; its libraries are not needed, and the driver is looked for at run time.  CUDA=0: do without."""
+    folder = os.path.join(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "include")
+    wanted = os.environ.get("CUDA", "auto") not in ("0", "no")
+    return folder if wanted and all(os.path.isfile(os.path.join(folder, name)) for name in ("cuda.h", "cudaTypedefs.h")) else None
 
 
 def protobuf_archive(folder):
@@ -87,6 +95,10 @@ class BuildExt(build_ext):
         with open(os.path.join(staged, "include", "kvbm.h"), encoding="utf-8") as f:
             if re.search(r"\bkvbm_onboard\(", f.read()):
                 ext.define_macros = [*ext.define_macros, ("KVBM_HAS_ONBOARD", "1")]
+        cuda = cuda_include()
+        if cuda:
+            ext.define_macros = [*ext.define_macros, ("KVBM_HAS_CUDA", "1")]
+            ext.include_dirs = [*ext.include_dirs, cuda]
         archive = protobuf_archive(staged)
         if archive:
             ext.libraries, ext.extra_objects = [], [archive]

@@ -10,6 +10,9 @@
 
 #include "dlpack.h"
 
+#ifdef KVBM_HAS_CUDA
+#include <kvbm_cuda.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,6 +146,25 @@ static void view_dealloc(PyObject *self)
 
 /* ---- the bytes ---- */
 
+/* The GPU it is in the memory of; -1: the host's. */
+static int view_device(const struct view_object *v)
+{
+	return ((const struct hold_object *)v->hold)->device;
+}
+
+/* Without the GIL: the first block of a region maps it, which asks the daemon.  NULL: it cannot be reached. */
+static char *view_address(struct hold *h, const struct kvbm_span *span, uint32_t lane, int device)
+{
+#ifdef KVBM_HAS_CUDA
+	unsigned long long address = 0;
+
+	if (device >= 0)
+		return kvbm_cuda_data(h->ns, span, lane, &address) == 0 ? (char *)(uintptr_t)address : NULL;
+#endif
+	(void)device;
+	return kvbm_data(h->ns, span, lane);
+}
+
 /* The hold, referenced for an export, and the address of the bytes; NULL with an exception. */
 static struct hold *view_open(struct view_object *v, char **ret_data, bool *ret_readonly)
 {
@@ -155,9 +177,8 @@ static struct hold *view_open(struct view_object *v, char **ret_data, bool *ret_
 		return NULL;
 	span = h->span;
 	*ret_readonly = h->state != HOLD_WRITE;
-	/* The first block of a region maps it, which asks the daemon. */
 	Py_BEGIN_ALLOW_THREADS;
-	data = kvbm_data(h->ns, &span, v->lane);
+	data = view_address(h, &span, v->lane, view_device(v));
 	Py_END_ALLOW_THREADS;
 	if (data) {
 		*ret_data = data + v->offset;
@@ -197,6 +218,10 @@ static int view_getbuffer(PyObject *self, Py_buffer *b, int flags)
 	char *data;
 
 	b->obj = NULL;
+	if (view_device(v) >= 0) {
+		PyErr_Format(PyExc_BufferError, "the block is in the memory of GPU %d: use DLPack", view_device(v));
+		return -1;
+	}
 	if ((flags & PyBUF_F_CONTIGUOUS) == PyBUF_F_CONTIGUOUS && !view_is_fortran(v)) {
 		PyErr_SetString(PyExc_BufferError, "the block is contiguous in C's order, not in Fortran's");
 		return -1;
@@ -235,6 +260,13 @@ static void view_releasebuffer(PyObject *self, Py_buffer *b)
 }
 
 /* ---- DLPack ---- */
+
+static struct dlpack_device view_where(const struct view_object *v)
+{
+	int device = view_device(v);
+
+	return (struct dlpack_device){ device < 0 ? DLPACK_CPU : DLPACK_CUDA, device < 0 ? 0 : device };
+}
 
 /* What a consumer gets, in either form; freed by its deleter. */
 struct export
@@ -283,6 +315,7 @@ static void capsule_destroy(PyObject *capsule)
 }
 
 struct dlpack_request {
+	struct dlpack_device device; /* where the block is */
 	bool versioned, copy;
 };
 
@@ -306,6 +339,24 @@ static int request_pair(PyObject *pair, const char *name, long ret[2])
 	return 1;
 }
 
+/* Nothing is ever under way that a consumer's stream had to wait for: what is found was written before it was published, and what is reserved has
+ * not been written yet. */
+static bool request_stream(PyObject *stream, int type)
+{
+	int overflow = 0;
+	long long number = -1;
+
+	if (stream != Py_None)
+		number = PyLong_Check(stream) ? PyLong_AsLongLongAndOverflow(stream, &overflow) : -2;
+	if (type == DLPACK_CPU && number == -1 && !overflow)
+		return true;
+	if (type == DLPACK_CUDA && (overflow > 0 || number == -1 || number > 0))
+		return true;
+	PyErr_SetString(PyExc_BufferError, type == DLPACK_CPU ? "stream must be None: the block is in host memory"
+	                                                      : "stream must be None, -1, 1, 2 or a CUDA stream");
+	return false;
+}
+
 static bool request_parse(struct dlpack_request *q, PyObject *args, PyObject *keywords)
 {
 	static char *names[] = { "stream", "max_version", "dl_device", "copy", NULL };
@@ -315,11 +366,8 @@ static bool request_parse(struct dlpack_request *q, PyObject *args, PyObject *ke
 
 	if (!PyArg_ParseTupleAndKeywords(args, keywords, "|OOOO:__dlpack__", names, &stream, &max_version, &device, &copy))
 		return false;
-	if (stream != Py_None && !(PyLong_Check(stream) && PyLong_AsLong(stream) == -1)) {
-		PyErr_Clear();
-		PyErr_SetString(PyExc_BufferError, "stream must be None: the block is in host memory");
+	if (!request_stream(stream, q->device.type))
 		return false;
-	}
 	r = request_pair(max_version, "max_version", version);
 	if (r < 0)
 		return false;
@@ -327,9 +375,9 @@ static bool request_parse(struct dlpack_request *q, PyObject *args, PyObject *ke
 	r = request_pair(device, "dl_device", where);
 	if (r < 0)
 		return false;
-	if (r > 0 && (where[0] != DLPACK_CPU || where[1] != 0)) {
-		PyErr_Format(PyExc_BufferError, "the block is on device (1, 0), the CPU, and is not exported to (%ld, %ld)",
-		             where[0], where[1]);
+	if (r > 0 && (where[0] != q->device.type || where[1] != q->device.id)) {
+		PyErr_Format(PyExc_BufferError, "the block is on device (%d, %d), and is not exported to (%ld, %ld)",
+		             (int)q->device.type, (int)q->device.id, where[0], where[1]);
 		return false;
 	}
 	if (copy != Py_None && !PyBool_Check(copy)) {
@@ -337,6 +385,11 @@ static bool request_parse(struct dlpack_request *q, PyObject *args, PyObject *ke
 		return false;
 	}
 	q->copy = copy == Py_True;
+	if (q->copy && q->device.type != DLPACK_CPU) {
+		PyErr_SetString(PyExc_BufferError,
+		                "the block is in a GPU's memory, and is not copied for you: clone the tensor");
+		return false;
+	}
 	return true;
 }
 
@@ -369,7 +422,7 @@ static struct export *export_new(const struct view_object *v, struct hold *h, ch
 static PyObject *view_dlpack(PyObject *self, PyObject *args, PyObject *keywords)
 {
 	struct view_object *v = view_of(self);
-	struct dlpack_request q;
+	struct dlpack_request q = { .device = view_where(v) };
 	struct dlpack_tensor *t;
 	struct hold *h;
 	struct export *e;
@@ -396,7 +449,7 @@ static PyObject *view_dlpack(PyObject *self, PyObject *args, PyObject *keywords)
 	t = q.versioned ? &e->as.versioned.tensor : &e->as.managed.tensor;
 	*t = (struct dlpack_tensor){
 		.data = e->copy ? e->copy : data,
-		.device = { DLPACK_CPU, 0 },
+		.device = q.device,
 		.ndim = v->ndim,
 		.dtype = v->dtype->dlpack,
 		.shape = e->shape,
@@ -420,9 +473,10 @@ static PyObject *view_dlpack(PyObject *self, PyObject *args, PyObject *keywords)
 
 static PyObject *view_dlpack_device(PyObject *self, PyObject *unused)
 {
-	(void)self;
+	struct dlpack_device device = view_where(view_of(self));
+
 	(void)unused;
-	return Py_BuildValue("ii", DLPACK_CPU, 0);
+	return Py_BuildValue("ii", (int)device.type, (int)device.id);
 }
 
 /* ---- the type ---- */
@@ -503,7 +557,8 @@ static PyMethodDef view_methods[] = {
 	  "held until the tensor made of it is gone.  With max_version >= (1, 0) a versioned capsule, whose read-only flag is set unless the "
 	  "block is reserved for writing; else a legacy one.\n\nBufferError: another device or a stream was asked for, or a legacy "
 	  "capsule of a read-only block.  NotHeld: the block was released.  Stale, Gone, Forked: its bytes cannot be reached any more." },
-	{ "__dlpack_device__", view_dlpack_device, METH_NOARGS, "__dlpack_device__($self, /)\n--\n\n(1, 0): host memory." },
+	{ "__dlpack_device__", view_dlpack_device, METH_NOARGS,
+	  "__dlpack_device__($self, /)\n--\n\n(1, 0): host memory; (2, n): that of GPU n." },
 	{ NULL, NULL, 0, NULL },
 };
 

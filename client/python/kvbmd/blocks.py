@@ -109,13 +109,13 @@ class _Bytes(_kvbm.View):
 
     @property
     def device(self) -> str:
-        """Where the bytes are: 'cpu'."""
-        return "cpu"
+        """Where the bytes are: 'cpu' or 'cuda'."""
+        return self._blocks._manager.device
 
     @property
     def device_id(self) -> int:
-        """Number of the device: 0."""
-        return 0
+        """Number of the device among those this process sees; 0 for 'cpu'."""
+        return self._blocks._manager.device_id
 
 
 class Layer(_Bytes):
@@ -137,6 +137,9 @@ class Block(_Bytes):
     from allocate_blocks() to commit(), and read-only after that and from match().
 
     What is made of it keeps the block: its memory neither moves nor is given to anybody else before release() *and* the end of the last such array.
+
+    In a GPU's memory it exports DLPack only.  What runs on streams must be complete (torch.cuda.synchronize(), or an event) before commit(), which publishes
+    what is there at that moment, and before a tensor is dropped, which lets go of the block.
     """
 
     __slots__ = ()

@@ -87,11 +87,18 @@ class Embedded:
     """A kvbmd that serves this process, with a socket of its own.
 
     host_bytes: memory for blocks; None: kvbmd's default, 1 GiB.  disk_bytes: a file for blocks below that, in the folder for temporary files; None: no such
-    tier.  Raises System (no program found, or it cannot be started), RuntimeError (it ended, or was not ready within 30 seconds; its last words are in the text),
+    tier.  device_bytes: memory of a GPU, device, its UUID; in regions of device_region bytes.  Raises System (no program found, or it cannot be started), RuntimeError (it ended, or was not ready within 30 seconds; its last words are in the text),
     NotImplementedError (a disk tier that this kvbmd does not have).
     """
 
-    def __init__(self, host_bytes: Optional[int] = None, disk_bytes: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        host_bytes: Optional[int] = None,
+        disk_bytes: Optional[int] = None,
+        device: Optional[str] = None,
+        device_bytes: int = 0,
+        device_region: int = 0,
+    ) -> None:
         program = find_program()
         if program is None:
             raise _kvbm.System(
@@ -108,6 +115,9 @@ class Embedded:
         }
         if host_bytes is not None:
             settings["g2.size"] = str(host_bytes)
+        settings["g1.devices"] = device or "none"
+        if device is not None:
+            settings["g1.size"], settings["g1.region_size"] = str(device_bytes), str(device_region)
         if disk_bytes is not None:
             if not _has_disk(program, environment):
                 raise NotImplementedError(f"{program} has no disk tier: leave disk_num_blocks out")

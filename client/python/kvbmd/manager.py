@@ -8,6 +8,7 @@ import errno
 import json
 import operator
 import os
+import time
 import weakref
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -64,7 +65,7 @@ def default_socket() -> str:
 class _Connection:
     """A session, and the daemon that was started for it, as long as one of its managers is open."""
 
-    def __init__(self, options: Dict[str, Any], embedded: Optional[bool], host_bytes: Optional[int], disk_bytes: Optional[int]) -> None:
+    def __init__(self, options: Dict[str, Any], embedded: Optional[bool], sizes: Dict[str, Any]) -> None:
         self.embedded: Optional[Embedded] = None
         self.users = 1
         socket = options["socket"]
@@ -79,7 +80,7 @@ class _Connection:
                 if embedded is False or elsewhere or error.errno not in _NOBODY_LISTENS:
                     error.filename = socket or default_socket()
                     raise
-        self.embedded = Embedded(host_bytes, disk_bytes)
+        self.embedded = Embedded(**sizes)
         try:
             self.session = _kvbm.Session(**{**options, "socket": self.embedded.socket})
         except BaseException:
@@ -103,14 +104,16 @@ class BlockManager:
     block_bytes: bytes of one lane's slice, for layouts of your own: blocks are then bytes of shape (num_layers, block_bytes / num_layers), and what
         is in them is not compared with others': say it in model.
     lanes, lane: tensor-parallel ranks that each write a slice of every block, and which of them this process is; ALL_LANES: all.
-    device: 'cpu', or torch.device('cpu').  device_id: 0.
+    device: 'cpu'; or 'cuda', 'cuda:1' or torch's, for blocks in the memory of that GPU (or of device_id), of which the daemon must lend some (g1.size).  What is committed
+        there is copied to the namespace of the same name in host memory, and onboard() brings it up from there and from below.  Exported by DLPack only.
     namespace, model, salt, hash_algo, layout, key_bytes (of a hash, 8 to 32): what else must agree to share blocks; put adapters and tenants into salt.
     readonly: never allocates; memory is then mapped so that it cannot be written.  confirm: look-ups also compare whole keys.
     socket: path of the daemon's socket; None: see default_socket().  by_socket: match and release by message, not through shared memory.
     timeout: seconds a call may wait for the daemon.  name: shown by `kvbmctl clients`.
     embedded: None: if no socket is given, none is in $KVBM_SOCKET, and nobody listens at the default one, a private kvbmd is started, and ended with this
         manager or process.  True: always.  False: never.
-    host_num_blocks, disk_num_blocks: blocks that a private kvbmd has room for in memory (default: 1 GiB) and on disk (default: none).
+    host_num_blocks, disk_num_blocks, device_num_blocks: blocks that a private kvbmd has room for in memory (default: 1 GiB), on disk (default: none) and on the GPU
+        (default, if device is one: 64).
         A daemon that runs already has its own settings.
     share: another manager, whose connection (and private kvbmd) to use for a further namespace.
 
@@ -149,6 +152,7 @@ class BlockManager:
         embedded: Optional[bool] = None,
         host_num_blocks: Optional[int] = None,
         disk_num_blocks: Optional[int] = None,
+        device_num_blocks: Optional[int] = None,
         share: Optional["BlockManager"] = None,
     ) -> None:
         self._connection: Optional[_Connection] = None
@@ -163,8 +167,7 @@ class BlockManager:
             block_bytes,
         )
         self._set_lane(_number("lanes", lanes, 1, _kvbm.MAX_LANES), lane)
-        if str(device) != "cpu" or device_id != 0:
-            raise ValueError(f"device {device!r}, device_id {device_id!r}: blocks are in host memory only: 'cpu', 0")
+        self._set_device(device, device_id)
         if layout not in _LAYOUTS:
             raise ValueError(f"layout {layout!r} is none of {', '.join(_LAYOUTS)}")
         self.key_bytes = _number("key_bytes", key_bytes, 8, _kvbm.KEY_MAX)
@@ -191,9 +194,9 @@ class BlockManager:
             timeout_ms=_milliseconds("timeout", timeout),
             by_socket=bool(by_socket),
         )
-        self._connection = self._connect(options, embedded, host_num_blocks, disk_num_blocks, share)
+        self._connection = self._connect(options, embedded, (host_num_blocks, disk_num_blocks, device_num_blocks), share)
         try:
-            self._ns = self._connection.session.attach(**description)
+            self._ns = self._attach(description, timeout)
         except BaseException:
             self.close()
             raise
@@ -229,28 +232,64 @@ class BlockManager:
         self.lane = _number("lane", lane, ALL_LANES, lanes - 1)
         self._view_lane = max(self.lane, 0)
 
+    def _set_device(self, device: Any, device_id: int) -> None:
+        kind, colon, number = str(device).partition(":")
+        if kind not in ("cpu", "cuda") or (colon and not number.isdecimal()):
+            raise ValueError(f"device {device!r} is neither 'cpu' nor 'cuda' nor 'cuda:n'")
+        self.device, self.device_id = kind, int(number) if colon else _number("device_id", device_id, 0, 1 << 16)
+        if device_id not in (0, self.device_id) or (kind == "cpu" and self.device_id != 0):
+            raise ValueError(f"device {device!r} and device_id {device_id!r} do not go together")
+        self._uuid: Optional[str] = None
+        if kind == "cuda":
+            if not hasattr(_kvbm, "cuda_uuid"):
+                raise NotImplementedError("this kvbmd was built without the CUDA toolkit: device must be 'cpu'")
+            self._uuid = _kvbm.cuda_uuid(self.device_id)
+
+    def _attach(self, description: Dict[str, Any], timeout: float) -> Any:
+        session = self._connection.session if self._connection else None
+        end = time.monotonic() + timeout
+        while session is not None:
+            try:
+                return session.attach(**description, device=self._uuid, ordinal=self.device_id if self._uuid else -1)
+            except _kvbm.Busy:  # a daemon that has just started is still asking the driver
+                if self._uuid is None or time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
+
+    def _sizes(self, host: Optional[int], disk: Optional[int], device: Optional[int]) -> Dict[str, Any]:
+        """What a private kvbmd is given, so that not only bytes but whole blocks find room in each of its regions."""
+        sizes: Dict[str, Any] = {}
+        stride = -(-self.lane_bytes // _PAGE) * _PAGE * self.lanes if self.lane_bytes >= _PAGE else -(-self.lane_bytes // 64) * 64 * self.lanes
+
+        def region(count: int, regions: int) -> int:
+            least = -(-count // regions) * stride + (self.lanes - 1) * _PAGE
+            return -(-least // _REGION_GRAIN) * _REGION_GRAIN
+
+        if host is not None:
+            count = _number("host_num_blocks", host, 1, 1 << 31)
+            sizes["host_bytes"] = region(count, 64) * min(64, count)
+        if disk is not None:
+            sizes["disk_bytes"] = _number("disk_num_blocks", disk, 1, 1 << 40) * (stride + _PAGE) + (64 << 20)
+        if device is not None and self._uuid is None:
+            raise ValueError("device_num_blocks is for a manager with device='cuda'")
+        if self._uuid is not None:
+            count = _number("device_num_blocks", 64 if device is None else device, 1, 1 << 31)
+            each = region(count, 16)
+            sizes.update(device=self._uuid, device_bytes=each * min(16, count), device_region=each)
+        return sizes
+
     def _connect(
-        self, options: Dict[str, Any], embedded: Optional[bool], host: Optional[int], disk: Optional[int], share: Optional["BlockManager"]
+        self, options: Dict[str, Any], embedded: Optional[bool], counts: Tuple[Optional[int], ...], share: Optional["BlockManager"]
     ) -> _Connection:
         if share is not None:
-            if options["socket"] is not None or embedded or host is not None or disk is not None:
+            if options["socket"] is not None or embedded or any(count is not None for count in counts):
                 raise ValueError("share= brings its own daemon: no socket, embedded or numbers of blocks with it")
             connection = share._connection
             if connection is None:
                 raise _kvbm.Closed("the block manager to share with is closed")
             connection.users += 1
             return connection
-        stride = -(-self.lane_bytes // _PAGE) * _PAGE * self.lanes if self.lane_bytes >= _PAGE else -(-self.lane_bytes // 64) * 64 * self.lanes
-        host_bytes = disk_bytes = None
-        if host is not None:
-            # Rounded so that not only bytes but whole blocks find room in each of kvbmd's regions, of which there are 64.
-            count = _number("host_num_blocks", host, 1, 1 << 31)
-            region = -(-count // 64) * stride + (self.lanes - 1) * _PAGE
-            region = -(-region // _REGION_GRAIN) * _REGION_GRAIN
-            host_bytes = region * min(64, count)
-        if disk is not None:
-            disk_bytes = _number("disk_num_blocks", disk, 1, 1 << 40) * (stride + _PAGE) + (64 << 20)
-        return _Connection(options, embedded, host_bytes, disk_bytes)
+        return _Connection(options, embedded, self._sizes(*counts))
 
     # ---- life ----
 
