@@ -15,6 +15,7 @@
 
 #include "base/metrics.h"
 #include "block/lease.h"
+#include "tests/lib/fake_device.h"
 #include "tests/lib/fdcount.h"
 #include "tests/lib/raw.h"
 #include "tests/lib/served.h"
@@ -132,6 +133,58 @@ START_TEST(a_new_configuration_holds_for_known_uids)
 	c.max_per_uid = 3;
 	sessions_configure(&served.sessions, &c);
 	ck_assert_ptr_nonnull(served_session(&served, 1));
+}
+END_TEST
+
+/* ---- a device goes ---- */
+
+static int attach_pool(struct session *s, const char *device)
+{
+	Kvbm__AttachRequest m = KVBM__ATTACH_REQUEST__INIT;
+
+	m.name = (char *)"ns";
+	m.block_bytes = BLOCK;
+	m.device = (char *)device;
+	return served_call(&served, s, KVBM__VERB__VERB_ATTACH, &m.base);
+}
+
+static int reserve_in(struct session *s, uint32_t ns, uint32_t n)
+{
+	Kvbm__ReserveRequest m = KVBM__RESERVE_REQUEST__INIT;
+
+	m.ns = ns;
+	m.n = n;
+	m.lane = KVBM_ALL_LANES;
+	return served_call(&served, s, KVBM__VERB__VERB_RESERVE, &m.base);
+}
+
+START_TEST(a_session_outlives_a_device)
+{
+	struct tier_device *device = fake_device_new(UINT64_C(8) << 20, UINT64_C(2) << 20, false);
+	struct session *s = served_open(&served, 1);
+
+	ck_assert_int_eq(store_pool_add(served.store, "GPU-1", device), 0);
+	ck_assert_int_eq(attach_pool(s, "GPU-2"), KVBM_E_NOENT);
+	ck_assert_int_eq(attach_pool(s, "GPU-1"), KVBM_E_BUSY);
+	ck_assert_uint_eq(store_n_namespaces(served.store), 0);
+	ck_assert_uint_eq(served_attach(&served, s, "ns", BLOCK, 1), 0);
+	fake_device_set_online(device, true);
+	ck_assert_int_eq(attach_pool(s, "GPU-1"), 0);
+	ck_assert_uint_eq(served.reply->attach->ns, 1);
+	ck_assert_int_eq(reserve_in(s, 1, 4), 0);
+	fake_device_set_online(device, false);
+	ck_assert_int_eq(reserve_in(s, 1, 1), KVBM_E_NOENT);
+	ck_assert_int_eq(reserve_in(s, 0, 1), 0);
+	ck_assert_uint_eq(s->quota.session.used[QUOTA_SLOTS], 1);
+	ck_assert_int_eq(attach_pool(s, "GPU-1"), KVBM_E_BUSY);
+	fake_device_set_online(device, true);
+	ck_assert_int_eq(attach_pool(s, "GPU-1"), 0);
+	ck_assert_uint_eq(served.reply->attach->ns, 1);
+	ck_assert_int_eq(reserve_in(s, 1, 4), 0);
+	served_end_all(&served);
+	served_deinit(&served);
+	fake_device_free(device);
+	served_init(&served, NULL, 0);
 }
 END_TEST
 
@@ -572,6 +625,7 @@ static TCase *without_sockets(void)
 	tcase_add_test(tc, a_uid_has_so_many_sessions);
 	tcase_add_test(tc, all_uids_together_have_so_many);
 	tcase_add_test(tc, a_new_configuration_holds_for_known_uids);
+	tcase_add_test(tc, a_session_outlives_a_device);
 	tcase_add_test(tc, slots_are_limited_by_session_and_uid);
 	tcase_add_test(tc, a_zombie_counts_until_its_grave_is_due);
 	tcase_add_test(tc, what_is_known_dead_leaves_no_zombie);
