@@ -89,6 +89,8 @@ struct kvbm_ns {
 	struct view *view;    /* owns; NULL: not attached now */
 	struct view *retired; /* owns */
 	int refused;          /* KVBM_E_* of the last attach, when view is NULL and the daemon there; 0 */
+	bool attaching;       /* a pool: to the one of its device's next life; kvbm->lock */
+	uint64_t attach_ns;   /* not before, where nobody waits for it */
 	uint32_t epochs;
 	struct kvbm_adoption *adoptions; /* owns */
 	struct kvbm_counters counters;   /* of calls through shared memory; under lock */
@@ -172,6 +174,10 @@ int kvbm__joined(struct kvbm *k, const struct pending *p, struct answer *a);
 int kvbm__down(struct kvbm *k, int code, const char *why);
 void kvbm__life_put(struct life *life);
 void kvbm__model_message(const struct kvbm_ns *ns, Kvbm__AttachRequest *ret_message);
+/* Of a pool: its device was lost, and what was in it with it; or that was so before, and it is not attached yet. */
+bool kvbm__is_lost(const struct kvbm_ns *ns);
+/* Attaches to the pool of the device's next life, without waiting; the session is up. */
+void kvbm__attach_again(struct kvbm_ns *ns);
 /* A view out of an attach reply. 0 or -KVBM_E_*. */
 int kvbm__attached(struct kvbm_ns *ns, struct answer *a);
 

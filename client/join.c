@@ -75,6 +75,7 @@ int kvbm__down(struct kvbm *k, int code, const char *why)
 	wire_out_deinit(&k->out);
 	kvbm__forget_pending(k);
 	for (unsigned i = 0; i < k->n_ns; i++) {
+		k->ns[i]->attaching = false;
 		pthread_mutex_lock(&k->ns[i]->lock);
 		kvbm__view_retire(k->ns[i]);
 		pthread_mutex_unlock(&k->ns[i]->lock);
@@ -126,6 +127,27 @@ void kvbm__model_message(const struct kvbm_ns *ns, Kvbm__AttachRequest *m)
 	m->key_bytes = ns->model.key_bytes;
 	m->flags = ns->model.flags;
 	m->device = (char *)ns->model.device;
+}
+
+bool kvbm__is_lost(const struct kvbm_ns *ns)
+{
+	return *ns->model.device && (!ns->view || atomic_load_explicit(&ns->view->shm->closed, memory_order_relaxed));
+}
+
+void kvbm__attach_again(struct kvbm_ns *ns)
+{
+	struct pending p = { .kind = PENDING_ATTACH, .verb = KVBM__VERB__VERB_ATTACH, .ns = ns };
+	Kvbm__AttachRequest attach;
+	uint64_t id;
+
+	if (ns->attaching)
+		return;
+	pthread_mutex_lock(&ns->lock);
+	kvbm__view_retire(ns);
+	pthread_mutex_unlock(&ns->lock);
+	kvbm__model_message(ns, &attach);
+	ns->attach_ns = kvbm__now_ns() + CLIENT_RETRY_MAX_MS * 1000000ull;
+	ns->attaching = kvbm__post(ns->kvbm, &p, &attach.base, &id) == 0;
 }
 
 static int join_post(struct kvbm *k)
@@ -223,6 +245,8 @@ int kvbm__joined(struct kvbm *k, const struct pending *p, struct answer *a)
 {
 	int r = 0;
 
+	if (p->ns)
+		p->ns->attaching = false;
 	if (p->kind == PENDING_HELLO) {
 		r = joined_hello(k, a);
 		if (r < 0)
@@ -236,7 +260,7 @@ int kvbm__joined(struct kvbm *k, const struct pending *p, struct answer *a)
 		if (r < 0)
 			return kvbm__down(k, -r, k->error);
 	}
-	if (--k->join_left == 0) {
+	if (k->state == CLIENT_JOINING && --k->join_left == 0) {
 		k->state = CLIENT_UP;
 		k->retry_ms = 0;
 	}

@@ -14,29 +14,19 @@
 
 /* ---- beginning and ending a call ---- */
 
-/* Of a pool: its device was lost, and what was in it with it. */
-static bool verb_is_lost(const struct kvbm_ns *ns)
-{
-	return ns->view && *ns->model.device && atomic_load_explicit(&ns->view->shm->closed, memory_order_relaxed);
-}
-
-/* The pool of the device's next life, if that has begun. */
+/* A pool of a device that was lost: waits for the answer whether there is a new one. */
 static int verb_attach_again(struct kvbm_ns *ns, uint64_t deadline_ns)
 {
 	struct kvbm *k = ns->kvbm;
-	struct pending what = { .kind = PENDING_CALL, .verb = KVBM__VERB__VERB_ATTACH };
-	Kvbm__AttachRequest m;
-	int r;
+	int r = 0;
 
-	pthread_mutex_lock(&ns->lock);
-	kvbm__view_retire(ns);
-	pthread_mutex_unlock(&ns->lock);
-	kvbm__model_message(ns, &m);
-	r = kvbm__call(k, &what, &m.base, deadline_ns);
-	if (r == 0)
-		r = kvbm__attached(ns, &k->answer);
-	kvbm__answer_drop(&k->answer);
-	return r;
+	kvbm__attach_again(ns);
+	while (ns->attaching && r >= 0) {
+		r = kvbm__exchange(k);
+		if (ns->attaching && r >= 0)
+			r = kvbm__wait(k, deadline_ns);
+	}
+	return r < 0 ? r : 0;
 }
 
 int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_ns)
@@ -48,7 +38,7 @@ int kvbm__verb_begin(struct kvbm *k, struct kvbm_ns *ns, uint64_t *ret_deadline_
 	pthread_mutex_lock(&k->lock);
 	*ret_deadline_ns = kvbm__now_ns() + (uint64_t)k->timeout_ms * 1000000u;
 	r = kvbm__ready(k, *ret_deadline_ns);
-	if (r == 0 && ns && (verb_is_lost(ns) || (!ns->view && *ns->model.device)))
+	if (r == 0 && ns && kvbm__is_lost(ns))
 		r = verb_attach_again(ns, *ret_deadline_ns);
 	if (r == 0 && ns && !ns->view)
 		r = -(ns->refused ? ns->refused : KVBM_E_GONE);
@@ -480,6 +470,8 @@ static int match_without_daemon(struct kvbm_ns *ns, uint32_t n, unsigned flags, 
 	if (pthread_mutex_trylock(&k->lock) == 0) {
 		if (k->state == CLIENT_UP && !shm_daemon_alive(k->life->page))
 			kvbm__down(k, KVBM_E_GONE, "the daemon has ended");
+		if (k->state == CLIENT_UP && kvbm__is_lost(ns) && kvbm__now_ns() >= ns->attach_ns)
+			kvbm__attach_again(ns);
 		(void)kvbm__progress(k, true);
 		pthread_mutex_unlock(&k->lock);
 	}

@@ -379,6 +379,8 @@ END_TEST
 START_TEST(a_lost_device_comes_back)
 {
 	struct kvbm_span spans[8];
+	struct kvbm *looking;
+	struct kvbm_ns *reader;
 	unsigned long long at;
 	int r;
 
@@ -387,8 +389,11 @@ START_TEST(a_lost_device_comes_back)
 		teardown();
 		return;
 	}
+	looking = client("reader");
+	must(attach(looking, uuid, &reader) == 0);
 	put(1, 8);
 	await_tier(1, 8, KVBM_TIER_G2);
+	ck_assert_int_eq(kvbm_match(reader, keys_of(1, 8), 8, KVBM_PEEK, NULL), 8);
 	ck_assert_int_eq(kvbm_match(pool, keys_of(1, 8), 8, 0, spans), 8);
 	atomic_store(&device.control->gone, 1);
 	/* Somebody uses it, and it shows. */
@@ -405,6 +410,10 @@ START_TEST(a_lost_device_comes_back)
 		r = kvbm_onboard(pool, keys_of(1, 8), 8, NULL, NULL, NULL);
 	while (r == -KVBM_E_BUSY);
 	ck_assert_msg(r == 8, "%d %s", r, kvbm_error(kvbm));
+	/* Somebody who only looks finds its way back too. */
+	while (kvbm_match(reader, keys_of(1, 8), 8, KVBM_PEEK, NULL) < 8)
+		must(kvbm_ping(looking) == 0);
+	kvbm_close(looking);
 	teardown();
 }
 END_TEST
