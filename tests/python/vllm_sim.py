@@ -188,6 +188,7 @@ class Engine:
                     kv_connector_extra_config={"socket": socket, "namespace": "sim", **(options or {})}, kv_role="kv_both", kv_load_failure_policy=self.policy
                 ),
                 kv_events_config=SimpleNamespace(enable_kv_cache_events=events),
+                device_config=SimpleNamespace(device_type=Tensor.device.type),
             )
 
         self.workers = []

@@ -136,6 +136,8 @@ class KvbmdConnector(api.KVConnectorBase_V1, api.SupportsHMA):
             return
         self._scheduler.finished_loads(connector_output.finished_recving or ())
         meta = getattr(connector_output, "kv_connector_worker_meta", None)
+        if meta is not None and meta.unable:
+            self._scheduler.loads = self._scheduler.saves = False
         if self._events is not None and meta is not None:
             self._events.confirmed(meta.stored)
 
@@ -167,6 +169,7 @@ class KvbmdConnector(api.KVConnectorBase_V1, api.SupportsHMA):
         try:
             self._worker.register(kv_caches, int(self._kv_cache_config.num_blocks))
         except layout.BadLayout as error:
+            self._worker.unable = True
             api.logger.error("kvbmd: nothing is cached: %s", error)
 
     @_never_raises(None)

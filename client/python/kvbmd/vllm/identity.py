@@ -137,8 +137,8 @@ def describe(vllm_config, kv_cache_config, role, options):
     if kv_cache_config is None or not kv_cache_config.kv_cache_groups:
         raise Unsupported("an engine without a KV cache, or a vLLM that does not tell its connector of it")
     device = _text(getattr(getattr(vllm_config, "device_config", None), "device_type", "cpu"))
-    if device != "cpu":
-        raise Unsupported(f"pages on {device}: only those in the host's memory can be copied")
+    if device not in ("cpu", "cuda"):
+        raise Unsupported(f"pages on {device}: they must be in the host's memory or a CUDA device's")
     parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
     tp = getattr(parallel, "tensor_parallel_size", 1)
     pp = getattr(parallel, "pipeline_parallel_size", 1)
@@ -178,8 +178,9 @@ def describe(vllm_config, kv_cache_config, role, options):
     for i, group in enumerate(kv_cache_config.kv_cache_groups):
         name = f"{prefix}/{digest[:16]}/{i}"
         lane_bytes = sum(int(s.page_size_bytes) for s in specs[i])
-        if lane_bytes > 4096:
-            lane_bytes = -(-lane_bytes // 4096) * 4096  # what goes to NVMe is whole pages; memory is given out by them anyway
+        if lane_bytes > 4096 and device == "cpu":
+            # What goes to NVMe is whole pages, and memory is given out by them anyway.  What a device copies has its exact size.
+            lane_bytes = -(-lane_bytes // 4096) * 4096
         groups.append(Group(i, name, tokens[i], tokens[i] // hash_tokens, lane_bytes, tuple(group.layer_names), windows[i]))
     salt = f"{seed if seed is not None else 'random'}|{options.get('salt', '')}"
     return Identity(

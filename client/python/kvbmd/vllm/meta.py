@@ -27,6 +27,7 @@ class KvbmdMetadata(api.KVConnectorMetadata):
 @dataclass
 class KvbmdWorkerMetadata(api.KVConnectorWorkerMetadata):
     stored: list = field(default_factory=list)  # (group, packed keys): each as often as lanes stored it
+    unable: bool = False  # a worker cannot load or store: its pages are of a kind that it does not know
 
     def aggregate(self, other):
-        return KvbmdWorkerMetadata(self.stored + other.stored)
+        return KvbmdWorkerMetadata(self.stored + other.stored, self.unable or other.unable)

@@ -45,6 +45,7 @@ class Worker:
         self._cond = threading.Condition()
         self._stores = set()  # not DONE
         self._stored = []
+        self.unable = False  # said once
         self._finished, self._bad, self._failed = set(), set(), set()
         self._loader = Desk("kvbmd-load", LOADS_MAX)
         self._storer = Desk("kvbmd-store", STORES_MAX)
@@ -130,15 +131,16 @@ class Worker:
         return bad
 
     def take_meta(self):
-        if not self._stored:
+        if not self._stored and not self.unable:
             return None
         with self._cond:
             stored, self._stored = self._stored, []
-        return KvbmdWorkerMetadata(stored)
+        unable, self.unable = self.unable, False
+        return KvbmdWorkerMetadata(stored, unable)
 
     def close(self):
         """Ends the threads; stores that are waiting get a few seconds, if there is anybody to give them to."""
-        self._storer.close(5.0 if self.link.up else 0.1)
+        self._storer.close(10.0 if self.link.up else 0.1)
         self._loader.close(1.0)
         if self.device is not None:
             self.device.close()
