@@ -178,12 +178,14 @@ bool layout_walk_next(struct layout_walk *walk, struct layout_piece *ret_piece)
 		};
 
 		walk_step(walk);
-		if (last->bytes > 0 && last->device + last->bytes == next.device && last->host + last->bytes == next.host) {
+		if (last->bytes > 0 && plane == walk->pending_plane && last->device + last->bytes == next.device &&
+		    last->host + last->bytes == next.host) {
 			last->bytes += next.bytes;
 			continue;
 		}
 		*ret_piece = *last;
 		*last = next;
+		walk->pending_plane = plane;
 		if (ret_piece->bytes > 0)
 			return true;
 	}

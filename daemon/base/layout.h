@@ -64,8 +64,8 @@ uint64_t layout_block_bytes(const struct layout *layout);
 /* Pieces of one block, neighbouring runs taken together. */
 uint64_t layout_block_pieces(const struct layout *layout);
 
-/* Walks over the pieces of one block after another; pieces that are neighbours at both ends are one piece, across blocks
- * too.  Borrows @layout and @planes (a base address for each plane). */
+/* Walks over the pieces of one block after another; pieces of one plane that are neighbours at both ends are one piece,
+ * across blocks too.  Not so of two planes: they may be two allocations, which no copy may span.  Borrows @layout and @planes (a base address for each plane). */
 struct layout_walk {
 	struct layout layout; /* folded: as few dimensions as possible */
 	const uint64_t *planes;
@@ -74,6 +74,7 @@ struct layout_walk {
 	uint64_t block_offset, host;
 	bool busy;                   /* runs of the block are left */
 	struct layout_piece pending; /* bytes 0: none */
+	uint64_t pending_plane;
 };
 
 void layout_walk_init(struct layout_walk *walk, const struct layout *layout, const uint64_t *planes);
@@ -84,7 +85,7 @@ void layout_walk_block(struct layout_walk *walk, uint64_t block, uint64_t host);
 /* False: the block has been walked; what may still grow is kept until the next block, or layout_walk_end(). */
 bool layout_walk_next(struct layout_walk *walk, struct layout_piece *ret_piece);
 
-/* The last piece, if there is one. */
+/* The last piece, if there is one; also where the next block's host bytes must not be taken together with these. */
 bool layout_walk_end(struct layout_walk *walk, struct layout_piece *ret_piece);
 
 #endif

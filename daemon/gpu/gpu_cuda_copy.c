@@ -145,8 +145,15 @@ static uint32_t part_fill(struct gpu_slot *slot, struct gpu_part *part, uint64_t
 			part_add(copy, part, &piece, n++);
 			bytes += piece.bytes;
 		} else if (slot->next_block < copy->n_blocks) {
-			const struct gpu_block *block = &copy->blocks[slot->next_block++];
+			const struct gpu_block *block = &copy->blocks[slot->next_block];
 
+			/* Two registrations side by side are two for the driver. */
+			if (slot->next_block > 0 && block->pin != block[-1].pin && layout_walk_end(&slot->walk, &piece)) {
+				part_add(copy, part, &piece, n++);
+				bytes += piece.bytes;
+				continue;
+			}
+			slot->next_block++;
 			layout_walk_block(&slot->walk, block->block, block->pin->device + block->offset);
 		} else {
 			slot->last = true;

@@ -137,7 +137,7 @@ static CUresult plain_import(struct gpu *gpu, struct gpu_mem *mem)
 		return r;
 	r = CALL(gpu, MemGetAddressRange, &base, &bytes, address);
 	/* What a client says of its size is not believed. */
-	if (r == CUDA_SUCCESS && (base != address || bytes < mem->bytes))
+	if (r == CUDA_SUCCESS && (base > address || address - base > bytes || bytes - (address - base) < mem->bytes))
 		r = CUDA_ERROR_INVALID_VALUE;
 	if (r != CUDA_SUCCESS) {
 		(void)CALL_PEER(gpu, IpcCloseMemHandle, address);

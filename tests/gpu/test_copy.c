@@ -243,6 +243,48 @@ START_TEST(large_copies_go_in_parts)
 }
 END_TEST
 
+/* Registrations and allocations that lie side by side are still two. */
+START_TEST(pieces_do_not_span_two_pins_or_two_memories)
+{
+	static struct gpu_pin halves[2];
+	struct gpu_mem mems[2];
+	struct gpu_plane planes[2] = { { .mem = &mems[0] }, { .mem = &mems[1] } };
+	struct gpu_block blocks[2];
+	struct layout layout = layout_contiguous(2, 1, 65536);
+	uint8_t *base;
+
+	device_open(10000);
+	base = mmap(NULL, 262144, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	ck_assert_ptr_ne(base, MAP_FAILED);
+	for (unsigned i = 0; i < 2; i++) {
+		gpu_pin(device.gpu, &halves[i], base + i * 131072, 131072);
+		ck_assert_int_eq(device_alloc(&mems[i], 2 * MIB, GPU_SHARE_NONE), 0);
+		blocks[i] = (struct gpu_block){ .block = i, .pin = &halves[i] };
+	}
+	device_copy_init(&copy, GPU_UP, &mems[0], 0, 1);
+	copy.copy.layout = &layout;
+	copy.copy.blocks = blocks;
+	copy.copy.n_blocks = 2;
+	for (unsigned round = 0; round < 2; round++) {
+		memset(base, 0x42, 262144);
+		copy.copy.direction = GPU_UP;
+		ck_assert_int_eq(device_copy_run(&copy), 0);
+		memset(base, 0, 262144);
+		copy.copy.direction = GPU_DOWN;
+		ck_assert_int_eq(device_copy_run(&copy), 0);
+		ck_assert(device_are(base, 0x42, 262144));
+		/* The second time each layer in a memory of its own. */
+		layout.planes = 2;
+		copy.copy.planes = planes;
+	}
+	device_unpin(device.gpu, &halves[0]);
+	device_unpin(device.gpu, &halves[1]);
+	ck_assert_int_eq(device_mem_close(&mems[0]), 0);
+	ck_assert_int_eq(device_mem_close(&mems[1]), 0);
+	ck_assert_uint_eq(device.n_lost, 0);
+}
+END_TEST
+
 /* ---- order against a peer ---- */
 
 /* A page that both register; the first word is the flag. */
@@ -481,6 +523,7 @@ static void add(TCase *tcase)
 	tcase_add_test(tcase, driver_12_8_has_another_signature);
 	tcase_add_test(tcase, new_memory_is_zero);
 	tcase_add_test(tcase, large_copies_go_in_parts);
+	tcase_add_test(tcase, pieces_do_not_span_two_pins_or_two_memories);
 	tcase_add_test(tcase, nothing_is_read_before_the_flag);
 	tcase_add_test(tcase, nothing_is_read_before_the_event);
 	tcase_add_test(tcase, the_flag_comes_after_the_bytes);

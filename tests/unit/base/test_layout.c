@@ -100,14 +100,14 @@ START_TEST(planes_have_bases_of_their_own)
 	                                { 20300, HOST + 200, 100 },
 	                                { 21300, HOST + 300, 100 } },
 	       4);
-	/* Planes that happen to be neighbours at both ends. */
+	/* Planes that happen to be neighbours at both ends are two all the same. */
 	layout = layout_contiguous(2, 2, 100);
 	layout.planes = 2;
 	layout.block_stride = 200;
 	planes[0] = 5000;
 	planes[1] = 5200;
 	walk_blocks(&layout, planes, (uint64_t[]){ 0 }, 1);
-	expect((struct layout_piece[]){ { 5000, HOST, 400 } }, 1);
+	expect((struct layout_piece[]){ { 5000, HOST, 200 }, { 5200, HOST + 200, 200 } }, 2);
 }
 END_TEST
 
