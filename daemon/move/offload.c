@@ -155,7 +155,7 @@ static void offload_ns(struct store_ns *sn, bool *ret_clean)
 	mark = offload_mark(sn);
 	while (ns->n_free + ns->heat.clean_live + ns->heat.grace_live + sn->n_transfers < mark &&
 	       mover_has_room(sn->store) && offload_one(sn, &budget, ret_clean))
-		;
+		budget++; /* its parent may have come into the order */
 }
 
 bool offload_run(struct store *store)

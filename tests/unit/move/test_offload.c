@@ -353,6 +353,29 @@ START_TEST(a_full_tier_drops_its_coldest)
 }
 END_TEST
 
+/* Nothing has to be copied, and nothing is under way that could be waited for. */
+START_TEST(a_chain_that_is_below_makes_room_at_once)
+{
+	struct holder *h;
+
+	memset(&l, 0, sizeof(l));
+	l.config.write = STORE_WRITE_THROUGH;
+	low_make(&l, 16, 4, 32);
+	h = low_attach(&l, "a");
+	low_reserve(&l, h, 1, 64);
+	low_commit(&l, h, 1, 64, 0); /* 1 <- 2 <- .. <- 64 */
+	low_settle(&l);
+	ck_assert_uint_eq(low_count(h, 1, 64, STORE_IN_G2 | STORE_IN_G3), 64);
+	low_reserve(&l, h, 1000, 40);
+	ck_assert_uint_eq(l.f.dropped, 40);
+	ck_assert_uint_eq(low_anywhere(h, 1, 64), 64);
+	low_commit(&l, h, 1000, 40, 0);
+	low_settle(&l);
+	fix_close(h);
+	low_free(&l);
+}
+END_TEST
+
 /* A slot is not overwritten before the tier has noted that it is free: so some are, ahead of need, and more than one at a time. */
 START_TEST(slots_below_are_set_free_ahead)
 {
@@ -399,6 +422,7 @@ int main(void)
 		what_is_being_written_is_not_dropped,
 		without_the_tier_it_goes_on_as_without_one,
 		a_full_tier_drops_its_coldest,
+		a_chain_that_is_below_makes_room_at_once,
 		slots_below_are_set_free_ahead,
 	};
 
