@@ -28,11 +28,11 @@
 struct loop {
 	uv_loop_t uv;
 	uv_prepare_t turn_end;
-	uv_idle_t awake;      /* active while deferred calls are left over: poll returns at once */
-	struct list hooks;    /* borrows */
+	uv_idle_t awake;   /* active while deferred calls are left over, or after loop_again(): poll returns at once */
+	struct list hooks; /* borrows */
 	struct list deferred; /* borrows */
 	uint64_t now_ns;      /* 0: not yet read in this turn */
-	bool in_turn_end;
+	bool in_turn_end, again;
 };
 
 _Static_assert(sizeof(uv_timer_t) <= sizeof(union loop_handle), "timer fits");
@@ -90,8 +90,10 @@ static void turn_end(struct loop *loop)
 		hooks_run(loop);
 	} while (!list_empty(&loop->deferred) && ++rounds < ROUNDS_MAX);
 	loop->in_turn_end = false;
-	r = list_empty(&loop->deferred) ? uv_idle_stop(&loop->awake) : uv_idle_start(&loop->awake, awake_on_idle);
+	r = list_empty(&loop->deferred) && !loop->again ? uv_idle_stop(&loop->awake)
+	                                                : uv_idle_start(&loop->awake, awake_on_idle);
 	assert(r == 0);
+	loop->again = false;
 	loop->now_ns = 0; /* time passes in sleep */
 }
 
@@ -431,6 +433,12 @@ void loop_hook_remove(struct loop_hook *h)
 {
 	thread_assert(THREAD_LOOP);
 	list_del(&h->link);
+}
+
+void loop_again(struct loop *loop)
+{
+	thread_assert(THREAD_LOOP);
+	loop->again = true;
 }
 
 void loop_deferred_init(struct loop_deferred *d)

@@ -130,6 +130,9 @@ void loop_on_turn_end(struct loop *loop, struct loop_hook *h, void (*cb)(struct 
 /* Harmless twice, and from inside any hook. */
 void loop_hook_remove(struct loop_hook *h);
 
+/* The loop does not sleep after this turn: for a hook that has more to do, but lets descriptors and timers have theirs first. */
+void loop_again(struct loop *loop);
+
 struct loop_deferred {
 	struct list link;
 	void (*cb)(struct loop_deferred *d);

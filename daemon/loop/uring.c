@@ -4,6 +4,7 @@
  * Deliberately not here: what a short count means, deadlines, order.
  *
  * No DEFER_TASKRUN: deferred completions do not make the ring's descriptor readable, and the loop would sleep over them.
+ * COOP_TASKRUN: what completes while we run waits until we enter the kernel, instead of interrupting us.
  * No SQPOLL: it burns a core to save a system call a turn.
  */
 #include "loop/uring.h"
@@ -33,7 +34,7 @@ struct ring {
 	struct io_uring io;
 	struct loop_watch watch;
 	struct loop_hook hook;
-	struct loop_timer again; /* there is more to submit in the next turn, or when the kernel has memory for it */
+	struct loop_timer again; /* there is more to submit when the kernel has memory for it */
 	struct list waiting;     /* borrows */
 	uint32_t in_kernel, in_kernel_max;
 	int *fds; /* owns the array, borrows the descriptors */
@@ -108,7 +109,7 @@ static void ring_flush(struct ring *r)
 		struct io_uring_sqe *sqe;
 
 		if (n == URING_SUBMIT_MAX) {
-			loop_timer_start(&r->again, 0, 0, ring_on_again);
+			loop_again(r->loop);
 			break;
 		}
 		sqe = io_uring_get_sqe(&r->io);
@@ -276,7 +277,8 @@ static const struct uring_ops ring_ops = {
 /* A kernel from before 5.10 has no restrictions, one from before 5.18 not all flags: less is asked for, until it agrees. */
 static int ring_setup(struct ring *r, uint32_t entries)
 {
-	static const unsigned wishes[] = { IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED, IORING_SETUP_R_DISABLED, 0 };
+	static const unsigned wishes[] = { IORING_SETUP_SUBMIT_ALL | IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN,
+		                           IORING_SETUP_R_DISABLED, 0 };
 	struct io_uring_params params;
 	int e = -ENOSYS;
 

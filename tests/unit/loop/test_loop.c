@@ -363,6 +363,29 @@ END_TEST
 
 static unsigned n_again;
 
+static void hook_again(struct loop_hook *h)
+{
+	(void)h;
+	n_again++;
+	loop_again(loop);
+}
+
+/* Each time a turn of its own, which does not sleep: nothing else would wake it. */
+START_TEST(a_hook_may_want_another_turn)
+{
+	struct loop_hook h;
+
+	n_again = 0;
+	loop_on_turn_end(loop, &h, hook_again);
+	for (unsigned turns = 0; turns < 50; turns++) {
+		ck_assert_uint_le(n_again, 2 * turns);
+		loop_turn(loop, true);
+	}
+	ck_assert_uint_ge(n_again, 50);
+	loop_hook_remove(&h);
+}
+END_TEST
+
 static void defer_again(struct loop_deferred *d)
 {
 	n_again++;
@@ -477,6 +500,7 @@ int main(void)
 	tcase_add_test(tc, order_of_a_turn);
 	tcase_add_test(tc, cancel_from_inside);
 	tcase_add_test(tc, hooks_remove_each_other);
+	tcase_add_test(tc, a_hook_may_want_another_turn);
 	tcase_add_test(tc, endless_deferring_is_fair);
 	tcase_add_test(tc, idle_costs_nothing);
 	tcase_add_test(tc, time_stands_still_within_a_turn);
