@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* P7: the NVMe tier by itself, copying between host memory and a file, against fio on a file of the same size beside it.
+/* P7: the NVMe tier by itself, copying between host memory and a file, against fio on a file of the same size beside it; and LMCache on that one, where it is
+ * installed.
  *
  * The owner here does what move/ does and no more: it forgets what places hold, some at a time, before it writes them anew, gives tags when it is
  * asked for them, and begins the next copy when one ends.  Each slot's bytes name their place at both ends, which is looked at whenever one is read.
@@ -12,6 +13,7 @@
 #include "loop/loop.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/fio.h"
+#include "tests/bench/lmcache.h"
 #include "tests/lib/tmpdir.h"
 #include "tier/nvme.h"
 
@@ -33,6 +35,7 @@ struct nvme_bench {
 	struct tmpdir dir;
 	char path[128], fio_path[128];
 	enum fio_memory memory;
+	struct lmcache *lmcache; /* owns; NULL: not there */
 	struct loop *loop;
 	struct tier_lower *t;
 	struct tier_region region;
@@ -349,6 +352,42 @@ static void figure_pair(struct nvme_bench *b, const char *text, double bound)
 	bench_print(&f);
 }
 
+static void figure_lmcache(struct nvme_bench *b, const char *size)
+{
+	const struct fio_job job = { .path = b->fio_path,
+		                     .size = FILE_BYTES,
+		                     .block = b->shape.lane_bytes,
+		                     .depth = b->depth,
+		                     .ms = ROUND_MS,
+		                     .write = b->write,
+		                     .memory = b->memory };
+	struct figure f = { .name = "P7", .limit_is = "fio" };
+	double rate[2][ROUNDS], cpu[2][ROUNDS];
+	char variant[100];
+
+	(void)lmcache_round(b->lmcache, b->write, job.block, job.depth, ROUND_MS);
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		struct fio_result fio = fio_run(&job), theirs;
+
+		theirs = lmcache_round(b->lmcache, b->write, job.block, job.depth, ROUND_MS);
+		rate[0][i] = fio.gb_per_s;
+		rate[1][i] = theirs.gb_per_s;
+		cpu[0][i] = fio.cpu_us;
+		cpu[1][i] = theirs.cpu_us;
+	}
+	f.variant = variant;
+	f.unit = "GB/s";
+	snprintf(variant, sizeof(variant), "LMCache %s, %s of %s, depth %u", lmcache_version(b->lmcache),
+	         b->write ? "store" : "load", size, b->depth);
+	bench_from(&f, rate[0], rate[1], ROUNDS);
+	bench_print(&f);
+	f.unit = "us";
+	snprintf(variant, sizeof(variant), "CPU a block, LMCache %s, %s of %s", lmcache_version(b->lmcache),
+	         b->write ? "store" : "load", size);
+	bench_from(&f, cpu[0], cpu[1], ROUNDS);
+	bench_print(&f);
+}
+
 static void figures_of(struct nvme_bench *b, const char *size, double bound)
 {
 	for (unsigned i = 0; i < 4; i++) {
@@ -368,6 +407,8 @@ static void figures_of(struct nvme_bench *b, const char *size, double bound)
 			bench_say("P7", "%s: %.3f sectors of records were written a block", text,
 			          (double)(after.written_bytes - before.written_bytes) / (double)b->blocks_ever / 4096 -
 			                  (double)b->shape.lane_bytes / 4096);
+		if (b->lmcache && !b->random)
+			figure_lmcache(b, size);
 	}
 }
 
@@ -386,10 +427,12 @@ int main(void)
 	bench_say("P7", "files of %llu MiB in %s; buffers on %s huge pages; %u areas",
 	          (unsigned long long)(FILE_BYTES >> 20), b.dir.path,
 	          b.memory == FIO_HUGETLB ? "reserved" : "transparent", b.t->ops->areas(b.t));
+	b.lmcache = lmcache_start(b.fio_path, FILE_BYTES);
 	bench_shape(&b, UINT64_C(2) << 20, 4);
 	figures_of(&b, "2 MiB", 0.95);
 	bench_shape(&b, UINT64_C(64) << 10, 16);
 	figures_of(&b, "64 KiB", 0.85);
+	lmcache_stop(b.lmcache);
 	bench_stop(&b);
 	return 0;
 }
