@@ -49,7 +49,8 @@ class Package(unittest.TestCase):
             PIP_DISABLE_PIP_VERSION_CHECK="1", PIP_RETRIES="1", PIP_DEFAULT_TIMEOUT="30",
         )  # fmt: skip
         with open(os.path.join(SOURCE, "README.md"), encoding="utf-8") as readme:
-            (command,) = re.findall(r"(?m)^    (pip install ./client/python(?!.*torch).*)$", readme.read())
+            quick_start = readme.read().split("\n## Quick start in Python\n")[1]
+            command = re.search(r"(?m)^    (pip install ./client/python.*)$", quick_start).group(1)
         cls.installed = run("sh", "-ec", command, cwd=cls.tree, env=cls.environment)
         if cls.installed.returncode and re.search("No matching distribution|ConnectionError|NewConnectionError|getaddrinfo", cls.installed.stdout):
             raise unittest.SkipTest(f"there is no package index: {cls.installed.stdout[-200:]}")
@@ -145,6 +146,7 @@ class Package(unittest.TestCase):
         allowed = os.path.join(self.folder.name, "allowed")
         with open(allowed, "w", encoding="utf-8") as f:
             f.write("kvbmd._kvbm.View.__buffer__\n")  # Python has that name for it from 3.12 on
+            f.write("kvbmd._kvbm.cuda_uuid\n")  # with the CUDA toolkit
         for command in (
             (*strict, os.path.join(SOURCE, "client", "python", "kvbmd")),
             (*strict, os.path.join(SOURCE, "client", "examples", "quickstart.py")),
