@@ -334,6 +334,7 @@ static void probe_again(struct nvme *t)
 static void come_back(struct nvme *t)
 {
 	t->offline = false;
+	log_info("g3 is online again");
 	t->why[0] = '\0';
 	memset(t->error_ns, 0, sizeof(t->error_ns));
 	if (!list_empty(&t->unsaved))
@@ -396,6 +397,7 @@ static void go_offline(struct nvme *t)
 	if (t->offline || t->phase != NVME_SERVING)
 		return;
 	t->offline = true;
+	log_warn("g3 is offline: %s", t->why);
 	probe_again(t);
 	t->lower.user.on_online(t->lower.user.ctx, false);
 	nvme_queue_fail(t);

@@ -404,6 +404,106 @@ START_TEST(a_full_disk_is_no_end)
 }
 END_TEST
 
+/* Then blocks are dropped unwritten, as without such a tier; what is there is served. */
+START_TEST(the_writes_of_a_day_are_bounded)
+{
+	struct kvbm_model model = cache_model("kept", BLOCK, 1);
+	json_t *list;
+	const json_t *tier;
+	struct cache c;
+
+	add_flag("--g3.write_budget=2M");
+	daemon_run(&d);
+	cache_open(&c, d.socket, &model);
+	store_all(&c, 1024);
+	list = CTL_JSON(0, "tiers", "g3");
+	tier = json_array_get(list, 0);
+	must_eq(json_number_at(tier, "write_budget_bytes"), 2 * MIB);
+	must_cmp(json_number_at(tier, "written_today_bytes"), >, MIB);
+	must_cmp(json_number_at(tier, "written_today_bytes"), <=, 2 * MIB + 64 * 4096); /* records of the last ones */
+	must_cmp(json_number_at(tier, "used"), <=, 2 * MIB / BLOCK);
+	json_decref(list);
+	must_cmp(daemon_metric(&d, "blocks_dropped_total"), >, 512);
+	must_cmp(verify_all(&c, 1024, false), >, 128);
+	cache_close(&c);
+	daemon_monitor(&d);
+	daemon_await_metric(&d, "sessions", 1);
+	check_identities();
+	daemon_stop(&d);
+}
+END_TEST
+
+static bool is_offline(void)
+{
+	json_t *status = CTL_JSON(0, "status");
+	const char *health = json_string_value(json_at(status, "health"));
+	bool offline = strstr(health, "offline");
+
+	if (offline) {
+		must_contain(health, "g3 is offline: ");
+		must_contain(health, path);
+		must_contain(health, "errors in a minute");
+	}
+	json_decref(status);
+	return offline;
+}
+
+static void await_log(const char *text)
+{
+	for (uint64_t end = clock_now_ns() + DAEMON_WAIT_MS * UINT64_C(1000000); clock_now_ns() < end;) {
+		char *log = daemon_log(&d);
+		bool there = strstr(log, text);
+
+		free(log);
+		if (there)
+			return;
+		(void)daemon_metric(&d, "sessions");
+	}
+	log_has(text);
+}
+
+/* The file is cut off under it, so that what is below cannot be read any more: misses; the tier is offline, whoever looks is told, memory serves on; and it comes
+ * back by itself. */
+START_TEST(a_drive_that_fails_is_no_end)
+{
+	struct kvbm_model model = cache_model("kept", BLOCK, 1);
+	struct kvbm_onboard_options options = { .timeout_ms = 20000 };
+	uint8_t keys[CACHE_CHAIN * KVBM_KEY_MAX];
+	const uint32_t n = 1024;
+	bool seen = false;
+	struct cache c;
+	struct stat st;
+
+	add_flag("--g3.wait=30s");
+	daemon_run(&d);
+	cache_open(&c, d.socket, &model);
+	store_all(&c, n);
+	json_decref(CTL_JSON(0, "drain", "kept"));
+	must_eq(stat(path, &st), 0);
+	for (uint32_t first = 0; first < n / 2 && !seen; first += CACHE_CHAIN) {
+		must_eq(truncate(path, 0), 0);
+		cache_keys(&c, first * 2, CACHE_CHAIN, keys);
+		must_cmp(cache_ok(&c, kvbm_onboard(c.ns, keys, CACHE_CHAIN, &options, NULL, NULL)), <, CACHE_CHAIN);
+		seen = is_offline();
+	}
+	must(seen);
+	log_has("g3 is offline: ");
+	must_eq(cache_store(&c, 1000000, 16), 16);
+	must_eq(cache_verify(&c, 1000000, 16), 16);
+	must_eq(truncate(path, st.st_size), 0);
+	await_log("g3 is online again");
+	store_all(&c, n); /* those that are lost */
+	json_decref(CTL_JSON(0, "drain", "kept"));
+	(void)verify_all(&c, n, false);
+	must_eq(daemon_metric(&d, "onboards_failed_total") > 0, 1);
+	cache_close(&c);
+	daemon_monitor(&d);
+	daemon_await_metric(&d, "sessions", 1);
+	check_identities();
+	daemon_stop(&d);
+}
+END_TEST
+
 /* ---- death ---- */
 
 START_TEST(a_killed_daemon_starts_warm)
@@ -545,6 +645,8 @@ int main(void)
 	tcase_add_test(tc, never_is_live);
 	tcase_add_test(tc, files_of_others_are_left_alone);
 	tcase_add_test(tc, a_full_disk_is_no_end);
+	tcase_add_test(tc, the_writes_of_a_day_are_bounded);
+	tcase_add_test(tc, a_drive_that_fails_is_no_end);
 	tcase_add_test(tc, a_killed_daemon_starts_warm);
 	tcase_add_loop_test(tc, kills_under_load_cost_no_byte, 0, 2);
 	suite_add_tcase(s, tc);

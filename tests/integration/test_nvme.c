@@ -3,6 +3,7 @@
  * test_nvme_damage.c, power cuts are in test_nvme_power.c.
  */
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 
@@ -10,6 +11,7 @@
 #include "base/rng.h"
 #include "tests/integration/nvme_fixture.h"
 #include "tier/nvme_file.h"
+#include "tier/nvme_state.h"
 
 START_TEST(every_slot_comes_back)
 {
@@ -259,7 +261,39 @@ START_TEST(a_daily_budget_of_writes)
 	ck_assert_int_eq(nvme_owner_put(&owner, area, 9, 9), TIER_E_FULL);
 	ck_assert_uint_eq(nvme_owner_check_all(&owner), 9);
 	ck_assert_uint_eq(nvme_owner_stat(&owner).budget_bytes, config.write_budget_bytes);
+	ck_assert_uint_ge(nvme_owner_stat(&owner).written_today_bytes, 9 * 64 * KIB);
+	/* Tomorrow there is another one. */
+	nvme_of(owner.t)->today_since_ns -= 24 * 3600 * CLOCK_NS_PER_S;
+	ck_assert_uint_eq(nvme_owner_stat(&owner).written_today_bytes, 0);
+	ck_assert_int_eq(nvme_owner_put(&owner, area, 9, 9), 0);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 10);
 	nvme_owner_close(&owner);
+}
+END_TEST
+
+/* One that takes neither fallocate nor O_DIRECT. */
+START_TEST(filesystems_that_cannot_do_everything)
+{
+	char mountpoint[128], file[160];
+	uint32_t area;
+
+	tmpdir_path(&dir, "ram", mountpoint, sizeof(mountpoint));
+	must(mkdir(mountpoint, 0700) == 0);
+	if (mount("none", mountpoint, "ramfs", 0, NULL) != 0) {
+		fprintf(stderr, "no right to mount: fall-backs are not tested\n");
+		return;
+	}
+	must(snprintf(file, sizeof(file), "%s/g3", mountpoint) > 0);
+	path_list[0] = file;
+	open_ok();
+	must_contain(nvme_owner_stat(&owner).note, "the filesystem reserves nothing");
+	must_contain(nvme_owner_stat(&owner).note, "no O_DIRECT here");
+	area = nvme_owner_area(&owner, 64 * KIB, 1);
+	fill_all(area, 1);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 63);
+	nvme_owner_close(&owner);
+	open_and_find(63, 63);
+	must(umount2(mountpoint, MNT_DETACH) == 0);
 }
 END_TEST
 
@@ -457,6 +491,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, what_is_forgotten_or_dropped_is_not_found);
 	tcase_add_test(tc, capacity_is_never_exceeded);
 	tcase_add_test(tc, a_daily_budget_of_writes);
+	tcase_add_test(tc, filesystems_that_cannot_do_everything);
 	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
 	tcase_add_test(tc, killed_at_any_moment);
 	tcase_add_test(tc, a_full_filesystem_is_an_outcome);
