@@ -95,33 +95,45 @@ void daemon_bind_itself(struct daemon_proc *d)
 	must(unlink(d->socket) == 0);
 }
 
-/* The daemon's environment: nothing of ours that means something to it. */
-static void daemon_environment(const struct daemon_proc *d)
-{
-	extern char **environ;
-	char pid[16];
-	char **e = environ, **to = environ;
+#define DAEMON_MAX_ENV 512
 
-	for (; *e; e++)
-		if (strncmp(*e, "KVBMD_", 6) != 0)
-			*to++ = *e;
-	*to = NULL;
-	snprintf(pid, sizeof(pid), "%d", (int)getpid());
-	setenv("NOTIFY_SOCKET", d->notify, 1);
-	unsetenv("LISTEN_FDNAMES");
-	if (d->own_bind) {
-		unsetenv("LISTEN_PID");
-		unsetenv("LISTEN_FDS");
-	} else {
-		setenv("LISTEN_PID", pid, 1);
-		setenv("LISTEN_FDS", "1", 1);
+struct daemon_env {
+	const char *list[DAEMON_MAX_ENV];
+	char notify[128], pid[32];
+};
+
+/* The daemon's environment: nothing of ours that means something to it.  Made without setenv(), which allocates: the test may have threads,
+ * one of which may have had the allocator's lock when it forked. */
+static void daemon_environment(const struct daemon_proc *d, struct daemon_env *ret_env)
+{
+	static const char *const dropped[] = { "KVBMD_", "NOTIFY_SOCKET=", "LISTEN_PID=", "LISTEN_FDS=", "LISTEN_FDNAMES=" };
+	extern char **environ;
+	unsigned n = 0;
+
+	for (char **e = environ; *e; e++) {
+		bool keep = true;
+
+		for (unsigned i = 0; i < sizeof(dropped) / sizeof(dropped[0]); i++)
+			keep = keep && strncmp(*e, dropped[i], strlen(dropped[i])) != 0;
+		must(n < DAEMON_MAX_ENV - 4);
+		if (keep)
+			ret_env->list[n++] = *e;
 	}
+	snprintf(ret_env->notify, sizeof(ret_env->notify), "NOTIFY_SOCKET=%s", d->notify);
+	snprintf(ret_env->pid, sizeof(ret_env->pid), "LISTEN_PID=%d", (int)getpid());
+	ret_env->list[n++] = ret_env->notify;
+	if (!d->own_bind) {
+		ret_env->list[n++] = ret_env->pid;
+		ret_env->list[n++] = "LISTEN_FDS=1";
+	}
+	ret_env->list[n] = NULL;
 }
 
 static void daemon_child(const struct daemon_proc *d, pid_t parent)
 {
 	char program[512], config[160], socket_flag[160];
 	const char *argv[DAEMON_MAX_FLAGS + 4];
+	struct daemon_env env;
 	int log = open(d->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	unsigned n = 0;
 
@@ -137,7 +149,7 @@ static void daemon_child(const struct daemon_proc *d, pid_t parent)
 			must(dup2(d->listen_fd, 3) == 3);
 	}
 	must(syscall(SYS_close_range, d->own_bind ? 3 : 4, ~0u, 0) == 0);
-	daemon_environment(d);
+	daemon_environment(d, &env);
 	snprintf(config, sizeof(config), "--config=%s", d->config);
 	snprintf(socket_flag, sizeof(socket_flag), "--daemon.socket=%s", d->socket);
 	argv[n++] = program;
@@ -147,7 +159,7 @@ static void daemon_child(const struct daemon_proc *d, pid_t parent)
 	for (unsigned i = 0; d->flags[i]; i++)
 		argv[n++] = d->flags[i];
 	argv[n] = NULL;
-	execv(program, (char *const *)argv);
+	execve(program, (char *const *)argv, (char *const *)env.list);
 	fprintf(stderr, "%s: %s\n", program, strerror(errno));
 	_exit(127);
 }
