@@ -13,7 +13,8 @@
 
 #include "base/assert.h"
 
-static pthread_once_t driver_once = PTHREAD_ONCE_INIT;
+static pthread_once_t driver_once = PTHREAD_ONCE_INIT, library_once = PTHREAD_ONCE_INIT;
+static void *library;
 static struct driver driver_calls;
 static const struct driver *driver_loaded;
 static char driver_why[160];
@@ -50,19 +51,28 @@ static const char *driver_find_all(struct driver *d, PFN_cuGetProcAddress_v12000
 	return driver_find(get, "cuMemcpyBatchAsync", 12080, &d->batch_12080) ? NULL : "cuMemcpyBatchAsync";
 }
 
+static void library_load(void)
+{
+	library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+	if (!library)
+		driver_refuse("no driver", dlerror());
+}
+
+bool driver_is_there(const char **ret_why)
+{
+	pthread_once(&library_once, library_load);
+	*ret_why = driver_why;
+	return library != NULL;
+}
+
 static void driver_load(void)
 {
-	void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
 	PFN_cuGetProcAddress_v12000 get = NULL;
 	PFN_cuInit_v2000 init = NULL;
 	PFN_cuDriverGetVersion_v2020 get_version = NULL;
 	const char *missing;
 	CUresult r;
 
-	if (!library) {
-		driver_refuse("no driver", dlerror());
-		return;
-	}
 	*(void **)&get = dlsym(library, "cuGetProcAddress_v2");
 	if (!get || !driver_find(get, "cuInit", 2000, &init) ||
 	    !driver_find(get, "cuDriverGetVersion", 2020, &get_version)) {
@@ -96,8 +106,8 @@ static void driver_load(void)
 
 const struct driver *driver_get(const char **ret_why)
 {
-	pthread_once(&driver_once, driver_load);
-	*ret_why = driver_why;
+	if (driver_is_there(ret_why))
+		pthread_once(&driver_once, driver_load);
 	return driver_loaded;
 }
 

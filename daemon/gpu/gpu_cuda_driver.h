@@ -78,6 +78,9 @@ struct driver {
 	int version;
 };
 
+/* Any thread, quick: is there a library at all?  *ret_why says why not. */
+bool driver_is_there(const char **ret_why);
+
 /* Any thread; opens and initialises the driver once a process, which takes seconds, and may hang.  NULL: there is none;
  * *ret_why says why. */
 const struct driver *driver_get(const char **ret_why);

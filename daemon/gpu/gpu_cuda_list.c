@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which devices there are, asked in a thread that ends with the answer.
+/* Which devices there are, asked in a thread that ends with the answer; without a driver there is no need for one.
  *
  * Owns: that thread, and the answer.
  * Invariant: the struct is freed by whoever comes last, the thread (with its mail) or gpu_list_close().
@@ -170,6 +170,12 @@ int gpu_list_start(struct mailbox *mailbox,
 	list->arg = arg;
 	list->mail.deliver = list_on_mail;
 	pthread_mutex_init(&list->mtx, NULL);
+	if (!driver_is_there(&list->note)) {
+		list->posted = true;
+		mailbox_post(mailbox, &list->mail);
+		*ret_list = list;
+		return 0;
+	}
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	r = pthread_create(&list->thread, NULL, list_main, list);
