@@ -271,8 +271,8 @@ install: all ## into $(DESTDIR)$(prefix)
 	$(if $(CUDA_CLIENT_SRC),ln -sf $(CUDA_SOFILE) $(DESTDIR)$(libdir)/$(CUDA_SONAME))
 	$(if $(CUDA_CLIENT_SRC),ln -sf $(CUDA_SONAME) $(DESTDIR)$(libdir)/libkvbm-cuda.so)
 	install -m 644 include/*.h $(DESTDIR)$(includedir)
-	sed -e 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@version@|$(VERSION)|' \
-		packaging/kvbm.pc.in >$(DESTDIR)$(libdir)/pkgconfig/kvbm.pc
+	$(foreach pc,kvbm $(if $(CUDA_CLIENT_SRC),kvbm-cuda),sed -e 's|@prefix@|$(prefix)|; s|@libdir@|$(libdir)|; s|@includedir@|$(includedir)|; s|@version@|$(VERSION)|' \
+		packaging/$(pc).pc.in >$(DESTDIR)$(libdir)/pkgconfig/$(pc).pc &&) true
 	$(if $(wildcard conf/kvbmd.conf),install -d $(DESTDIR)$(sysconfdir)/kvbmd)
 	$(if $(wildcard conf/kvbmd.conf),test -e $(DESTDIR)$(sysconfdir)/kvbmd/kvbmd.conf || \
 		install -m 644 conf/kvbmd.conf $(DESTDIR)$(sysconfdir)/kvbmd)

@@ -238,6 +238,33 @@ START_TEST(by_handle)
 }
 END_TEST
 
+/* A reader reads, and cannot write. */
+START_TEST(a_reader_maps_it_read_only)
+{
+	struct kvbm_model model = { .name = "pool", .block_bytes = BLOCK, .device = uuid, .flags = KVBM_NS_READONLY };
+	struct kvbm_span spans[4];
+	struct kvbm_ns *ns;
+	struct kvbm *k;
+	unsigned long long at;
+
+	setup();
+	put(1, 4);
+	k = client("reader");
+	must(kvbm_attach(k, &model, &ns) == 0);
+	ck_assert_int_eq(kvbm_match(ns, keys_of(1, 4), 4, 0, spans), 4);
+	for (unsigned i = 0; i < 4; i++) {
+		ck_assert_msg(kvbm_cuda_data(ns, &spans[i], 0, &at) == 0, "%s", kvbm_error(k));
+		must(copy_to_host(bytes[1], at, BLOCK) == 0);
+		ck_assert(memcmp(pattern(1 + i), bytes[1], BLOCK) == 0);
+	}
+	must(kvbm_release(ns, spans, 4) == 4);
+	ck_assert_int_eq(kvbm_reserve(ns, 0, keys_of(9, 1), 1, spans, NULL), -KVBM_E_PERM);
+	kvbm_close(k);
+	device_is(1, 4);
+	teardown();
+}
+END_TEST
+
 /* Copies are late: what is not there yet is not shown. */
 START_TEST(a_late_copy_is_not_seen_early)
 {
@@ -497,6 +524,7 @@ static void add(TCase *tcase)
 	tcase_set_timeout(tcase, 120);
 	tcase_add_test(tcase, down_and_up);
 	tcase_add_test(tcase, by_handle);
+	tcase_add_test(tcase, a_reader_maps_it_read_only);
 	tcase_add_test(tcase, a_late_copy_is_not_seen_early);
 	tcase_add_test(tcase, engines_share_a_prefix);
 	tcase_add_test(tcase, a_region_goes_to_another_namespace);
