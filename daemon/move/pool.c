@@ -118,6 +118,7 @@ static void pool_lose(struct store_pool *pool)
 	}
 	device_lost(pool);
 	onboard_lost(store);
+	store_waits_lost(store);
 	while (store->on_lost && (h = pool_lost_holder(pool)))
 		store->on_lost(store->on_lost_ctx, h->owner, h);
 	list_for_each_safe(it, next, &store->namespaces)

@@ -134,7 +134,7 @@ int holder_close(struct holder *h, bool dead);
 void holder_dead(struct holder *h);
 
 /* keys: n * key_bytes packed, or NULL.  slots/generations: n each, NO_SLOT for a key that is present or repeated.
- * Outcomes: INVAL, PERM, LIMIT, NOSPACE; WAIT unless @now: nothing was done, try again when a struct store_wait is called. */
+ * Outcomes: INVAL, PERM, LIMIT, NOSPACE, OFFLINE; WAIT unless @now: nothing was done, try again when a struct store_wait is called. */
 struct store_reserve {
 	const uint8_t *keys;
 	uint32_t n, lane;

@@ -155,6 +155,8 @@ int store_reserve(struct holder *h, struct store_reserve *a)
 	ns->now_ns = a->now_ns;
 	if (!h->writable)
 		return STORE_E_PERM;
+	if (store_ns_of(h)->lost)
+		return STORE_E_OFFLINE;
 	if (lanes == 0 || (ns->desc->lanes > 1 && !a->keys && a->n > 0))
 		return STORE_E_INVAL;
 	store_reserve_sort(h, a, lanes, &fresh, &joins);

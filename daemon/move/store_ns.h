@@ -180,6 +180,8 @@ void store_lower_tag(const struct ns *ns, const struct lower_what *what, struct 
 /* ---- waiters.c ---- */
 /* A transfer ended, or the tier came or went: whoever waited goes on, and more is written down. */
 void store_moved(struct store *store);
+/* A device has gone: who waits for room in a pool there goes on, and is refused. */
+void store_waits_lost(struct store *store);
 void store_tick_waiters(struct store *store, uint64_t now_ns);
 uint64_t store_next_waiter_ns(const struct store *store);
 /* Condemns @slot for the request in hand; space_settle() then lets the pinned ones live and, unless @undo, forgets the others. */

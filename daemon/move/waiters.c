@@ -76,6 +76,23 @@ static void wait_kick(struct store *store, uint64_t now_ns)
 	}
 }
 
+void store_waits_lost(struct store *store)
+{
+	for (bool told = true; told;) {
+		told = false;
+		list_for_each(it, &store->mover.reserves) {
+			struct store_wait *w = container_of(it, struct store_wait, link);
+
+			if (!store_ns_of(w->holder)->lost)
+				continue;
+			list_del(&w->link);
+			w->cb(w, true);
+			told = true; /* the callback may have changed the list */
+			break;
+		}
+	}
+}
+
 static void wait_count_wanted(struct store *store)
 {
 	list_for_each(it, &store->namespaces)

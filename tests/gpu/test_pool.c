@@ -29,7 +29,12 @@ static const char *const flags[] = { "--g2.size=32M",
 	                             "--namespace.other.g1_share=4M",
 	                             NULL };
 
+/* The same where a driver that hangs is to be seen soon. */
+static const char *const impatient[] = { "--g2.size=32M",       "--g2.region_size=2M", "--g1.size=8M",
+	                                 "--g1.region_size=2M", "--g1.timeout=2s",     NULL };
+
 static struct daemon_proc d;
+static const char *const *daemon_flags = flags;
 static struct kvbm *kvbm;
 static struct kvbm_ns *host, *pool;
 static char uuid[KVBM_CUDA_UUID_CHARS];
@@ -175,7 +180,7 @@ static void setup_with(const char *const *settings, unsigned n)
 	cuda_open();
 	must(kvbm_cuda_uuid(0, uuid) == 0);
 	ck_assert_str_eq(uuid, device.infos[0].uuid);
-	daemon_start(&d, flags);
+	daemon_start(&d, daemon_flags);
 	kvbm = client("test");
 	must(attach(kvbm, uuid, &pool) == 0);
 	must(attach(kvbm, NULL, &host) == 0);
@@ -488,6 +493,58 @@ START_TEST(every_call_may_fail)
 }
 END_TEST
 
+/* A driver call that does not return stops its device, and nobody else. */
+START_TEST(a_call_that_hangs)
+{
+	static const char *const calls[] = { "cuMemcpyBatchAsync", "cuEventQuery", "cuMemUnmap" };
+	struct fakecuda_control *control;
+	struct kvbm_span spans[8];
+	struct kvbm_ns *other;
+	int r;
+
+	daemon_flags = impatient;
+	setup();
+	control = device.control;
+	if (!control) {
+		teardown();
+		return;
+	}
+	put(1, POOL_BLOCKS);
+	await_tier(1, POOL_BLOCKS, KVBM_TIER_G2);
+	snprintf(control->call, sizeof(control->call), "%s", calls[_i]);
+	atomic_store(&control->pid, d.pid);
+	atomic_store(&control->countdown, 1);
+	atomic_store(&control->error, 0);
+	atomic_store(&control->armed, FAKECUDA_HANG);
+	if (_i == 2) { /* memory that goes from one to another is unmapped */
+		struct kvbm_model model = { .name = "other", .block_bytes = BLOCK, .device = uuid };
+
+		must(kvbm_attach(kvbm, &model, &other) == 0);
+		r = kvbm_reserve(other, 0, keys_of(1, 4), 4, spans, NULL);
+	} else {
+		r = kvbm_reserve(pool, 0, keys_of(501, 8), 8, spans, NULL);
+		if (r == 8)
+			(void)kvbm_commit(pool, 0, spans, keys_of(501, 8), 8, NULL, 0);
+	}
+	ck_assert_msg(r == 4 || r == 8 || r == -KVBM_E_BUSY || r == -KVBM_E_NOENT || r == -KVBM_E_NOSPACE, "%d %s", r,
+	              kvbm_error(kvbm));
+	host_is(1, 8);
+	while (kvbm_match(pool, keys_of(1, 8), 8, KVBM_PEEK, NULL) > 0)
+		must(kvbm_ping(kvbm) == 0);
+	host_is(1, 8);
+	r = kvbm_reserve(pool, 0, keys_of(601, 8), 8, spans, NULL);
+	ck_assert_msg(r == -KVBM_E_BUSY, "%d %s", r, kvbm_error(kvbm));
+	atomic_store(&control->release, 1);
+	fakecuda_wake(&control->release);
+	do
+		r = kvbm_onboard(pool, keys_of(1, 8), 8, NULL, NULL, NULL);
+	while (r < 8 && r != -KVBM_E_GONE);
+	ck_assert_int_eq(r, 8);
+	device_is(1, 8);
+	teardown();
+}
+END_TEST
+
 START_TEST(the_daemon_stops_in_a_copy)
 {
 	setup();
@@ -531,6 +588,7 @@ static void add(TCase *tcase)
 	tcase_add_loop_test(tcase, a_client_dies, 0, N_DEATHS);
 	tcase_add_test(tcase, a_lost_device_comes_back);
 	tcase_add_loop_test(tcase, every_call_may_fail, 0, 16);
+	tcase_add_loop_test(tcase, a_call_that_hangs, 0, 3);
 	tcase_add_test(tcase, the_daemon_stops_in_a_copy);
 	tcase_add_test(tcase, a_new_daemon_has_new_pools);
 }

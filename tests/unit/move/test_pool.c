@@ -70,6 +70,26 @@ START_TEST(memory_comes_late_from_another_pool)
 }
 END_TEST
 
+START_TEST(who_waits_for_memory_of_a_lost_device_is_told)
+{
+	struct low_wait w;
+
+	setup_sized(16, 16);
+	fake_device_slow(dev);
+	pool_put(1, 64);
+	settle();
+	fix_close(p);
+	ck_assert_int_eq(try_pool("b", DEV, LOW_BLOCK, &p), 0);
+	ck_assert_int_eq(fix_reserve(&l.f, p, STORE_ALL_LANES, 1, 2), STORE_E_WAIT);
+	low_wait_begin(&l, p, &w, 2);
+	fake_device_set_online(dev, false);
+	ck_assert_uint_eq(w.called, 1);
+	ck_assert(w.late);
+	ck_assert_ptr_null(p);
+	teardown();
+}
+END_TEST
+
 /* What is lent by a handle stays while somebody is there who may have it open. */
 START_TEST(memory_lent_by_handle_stays)
 {
@@ -217,9 +237,13 @@ END_TEST
 int main(void)
 {
 	const TTest *const tests[] = {
-		a_pool_is_a_namespace_of_its_own,    pools_take_memory_of_their_own_device_only,
-		memory_comes_late_from_another_pool, memory_lent_by_handle_stays,
-		lanes_are_copied_each_to_its_place,  a_copy_of_a_lost_life_ends_late,
+		a_pool_is_a_namespace_of_its_own,
+		pools_take_memory_of_their_own_device_only,
+		memory_comes_late_from_another_pool,
+		memory_lent_by_handle_stays,
+		who_waits_for_memory_of_a_lost_device_is_told,
+		lanes_are_copied_each_to_its_place,
+		a_copy_of_a_lost_life_ends_late,
 		a_namespace_goes_with_its_pools,
 	};
 	const struct low_loop loops[] = {
