@@ -323,6 +323,15 @@ class Lower(Simulated):
         self.daemon = Daemon(f"--g3.path={folder.name}/g3", "--g3.size=256M", "--g3.write=through", size="64M")
         self.addCleanup(self.daemon.remove)
 
+    def restart(self):
+        """Once all is on NVMe; and until all that is there was found again."""
+        while any(n["used"] != n["g3_in_both"] for n in json.loads(_info(self.daemon.socket, "namespaces"))):
+            threading.Event().wait(0.02)
+        self.daemon.end()
+        self.daemon.start()
+        while json.loads(_info(self.daemon.socket, "status"))["health"] != "ok":
+            threading.Event().wait(0.02)
+
     def test_a_prefix_outlives_the_daemon(self):
         for options in (dict(block_tokens=(128,)), dict(block_tokens=(128, 128), windows=(0, 200))):
             with self.subTest(options):
@@ -331,8 +340,7 @@ class Lower(Simulated):
                 want = first.generate(text).tokens
                 stored(first)
                 first.close()
-                self.daemon.end()
-                self.daemon.start()
+                self.restart()
                 second = self.engine(**options)
                 request = second.generate(text)
                 self.assertEqual((request.tokens, request.cached), (want, 256))
@@ -344,8 +352,7 @@ class Lower(Simulated):
         first.generate(text)
         stored(first)
         first.close()
-        self.daemon.end()
-        self.daemon.start()
+        self.restart()
         second = self.engine(block_tokens=(128,), num_blocks=16)
         for n in range(4):
             second.add(f"r{n}", text)
