@@ -404,6 +404,32 @@ START_TEST(a_full_disk_is_no_end)
 }
 END_TEST
 
+/* Whoever computes faster than a drive reads is told so, once it is known how fast that is; nobody else. */
+START_TEST(what_is_faster_computed_is_not_waited_for)
+{
+	struct kvbm_model model = cache_model("kept", BLOCK, 1);
+	struct kvbm_onboard_options fast = { .timeout_ms = 20000, .tokens_per_s = UINT32_MAX },
+				    slow = { .timeout_ms = 20000, .tokens_per_s = 1 };
+	uint8_t keys[CACHE_CHAIN * KVBM_KEY_MAX], status[CACHE_CHAIN];
+	struct cache c;
+
+	model.page_size = 16;
+	daemon_run(&d);
+	cache_open(&c, d.socket, &model);
+	store_all(&c, 1024);
+	json_decref(CTL_JSON(0, "drain", "kept"));
+	cache_keys(&c, 0, CACHE_CHAIN, keys);
+	must_eq(cache_ok(&c, kvbm_onboard(c.ns, keys, CACHE_CHAIN, &slow, status, NULL)), CACHE_CHAIN);
+	must_eq(status[CACHE_CHAIN - 1], KVBM_DONE);
+	cache_keys(&c, 2 * CACHE_CHAIN, CACHE_CHAIN, keys);
+	must_eq(cache_ok(&c, kvbm_onboard(c.ns, keys, CACHE_CHAIN, &fast, status, NULL)), 0);
+	must_eq(status[0], KVBM_RECOMPUTE);
+	must_eq(cache_ok(&c, kvbm_onboard(c.ns, keys, CACHE_CHAIN, &slow, status, NULL)), CACHE_CHAIN);
+	cache_close(&c);
+	daemon_stop(&d);
+}
+END_TEST
+
 /* Then blocks are dropped unwritten, as without such a tier; what is there is served. */
 START_TEST(the_writes_of_a_day_are_bounded)
 {
@@ -645,6 +671,7 @@ int main(void)
 	tcase_add_test(tc, never_is_live);
 	tcase_add_test(tc, files_of_others_are_left_alone);
 	tcase_add_test(tc, a_full_disk_is_no_end);
+	tcase_add_test(tc, what_is_faster_computed_is_not_waited_for);
 	tcase_add_test(tc, the_writes_of_a_day_are_bounded);
 	tcase_add_test(tc, a_drive_that_fails_is_no_end);
 	tcase_add_test(tc, a_killed_daemon_starts_warm);
