@@ -17,7 +17,7 @@
 #include "tests/lib/scale.h"
 
 #define BLOCK 4096u
-#define N_VERBS 16u
+#define N_VERBS (KVBM__VERB__VERB_LOAD + 1u)
 #define MANY_FDS 253 /* SCM_MAX_FD */
 
 static const char *const flags[] = { "--g2.size=8M", "--g2.region_size=2M", "--g2.huge_pages=never",
