@@ -249,14 +249,15 @@ class Numpy(Capsules):
 
     def test_numpy_writes_and_reads_in_place(self):
         bm, blocks = self.reserved(2)
-        array = numpy.from_dlpack(blocks[0])
+        seen = getattr(numpy, "from_dlpack", numpy.asarray)  # there from 1.23 on
+        array = seen(blocks[0])
         self.assertEqual((array.shape, array.dtype, array.flags.c_contiguous), ((2, 2, 4, 64), numpy.float32, True))
         self.assertEqual(array.ctypes.data, blocks[0].data_ptr)
         if array.flags.writeable:
             array[...] = 3
         else:  # numpy before 2.1 makes what comes through a legacy capsule read-only
             numpy.asarray(blocks[0])[...] = 3
-        layer = numpy.from_dlpack(blocks[0][1])
+        layer = seen(blocks[0][1])
         self.assertEqual((layer.shape, float(layer.sum())), ((2, 4, 64), 3.0 * 512))
         del array, layer
         blocks.commit(keys(2))
@@ -293,7 +294,7 @@ class Numpy(Capsules):
 
     def test_bits_of_what_numpy_does_not_know(self):
         _, blocks = self.reserved(dtype="bf16")
-        with self.assertRaises((RuntimeError, BufferError)):
+        with self.assertRaises((RuntimeError, BufferError, AttributeError)):
             numpy.from_dlpack(blocks[0])
         self.assertEqual(numpy.asarray(blocks[0]).dtype, numpy.uint16)
 
