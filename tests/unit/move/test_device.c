@@ -294,6 +294,8 @@ static struct rng rng;
 static struct low_onboard onboards[STORM_ONBOARDS];
 static bool flying[STORM_ONBOARDS];
 
+static struct low_wait storm_wait;
+
 static uint32_t below(uint32_t n)
 {
 	return (uint32_t)rng_below(&rng, n);
@@ -330,8 +332,13 @@ static void storm_put(struct holder *to)
 	uint32_t slots[FIX_MAX], generations[FIX_MAX];
 	uint8_t states[FIX_MAX];
 
+	int r;
+
 	fix_keys(first, n, keys);
-	if (store_reserve(to, &args) != 0)
+	r = store_reserve(to, &args);
+	if (r == STORE_E_WAIT && !list_is_linked(&storm_wait.wait.link))
+		low_wait_begin(&l, to, &storm_wait, n);
+	if (r != 0)
 		return;
 	for (uint32_t i = 0; i < n; i++) {
 		uint64_t *at;
@@ -391,6 +398,7 @@ static void storm_leave(void)
 			store_onboard_cancel(&onboards[i].o);
 		flying[i] = false;
 	}
+	store_wait_cancel(&storm_wait.wait);
 	if (p)
 		fix_close(p);
 	p = NULL;
@@ -429,6 +437,7 @@ static void storm_device(void)
 START_TEST(whatever_comes_bytes_and_counts_are_right)
 {
 	memset(flying, 0, sizeof(flying));
+	list_init(&storm_wait.wait.link);
 	rng_init(&rng, (uint64_t)_i + 1);
 	setup_sized(2 + 2 * below(3), 2 + 2 * below(3));
 	if (below(2))
