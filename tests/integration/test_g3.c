@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A real daemon with a file below host memory [21, 23-25, 30, 31]: blocks go down and come back right, also after SIGTERM and after kill -9 at
- * any moment; files that are not its own are left alone.  KVBM_G3_KILLS says how often (200 by hand). */
+ * any moment; files that are not its own are left alone.  KVBM_G3_KILLS says how often. */
 #include <check.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -620,7 +620,7 @@ static void survivor(struct client_self *self, void *arg)
 /* After a clean stop a daemon writes at once; after a crash it waits for 10 s.  So it is killed after the first, and the second proves what was left. */
 START_TEST(kills_under_load_cost_no_byte)
 {
-	unsigned kills = scale_env("KVBM_G3_KILLS", SCALE(20, 6));
+	unsigned kills = scale_env("KVBM_G3_KILLS", SCALE(200, 6));
 	uint64_t started = clock_now_ns(), recovered = 0, wrong = 0, hits = 0;
 	struct kvbm_model model = cache_model("load", BLOCK, 1);
 	struct crowd crowd;
