@@ -208,7 +208,7 @@ check-sim: $(SIM_BIN) ## core, fake tiers, virtual time, seeded faults (SEEDS=n)
 	@$(if $(SIM_BIN),$(RUN) -n sim -t 900 $(SIM_BIN),echo 'no simulator')
 
 check-integration: all $(INTEGRATION_BIN) ## a real kvbmd and real clients, and a real systemd
-	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 300 $(SYSTEMD_TESTS) $(INTEGRATION_BIN),echo 'no integration tests')
+	@$(if $(INTEGRATION_BIN),$(RUN) -n integration -t 600 $(SYSTEMD_TESTS) $(INTEGRATION_BIN),echo 'no integration tests')
 
 check-race: all $(B)/tests/integration/test_race ## RACE_SECONDS of clients and eviction over the same few slots
 	@KVBM_RACE_SECONDS=$(RACE_SECONDS) $(RUN) -n race -t $$(($(RACE_SECONDS) + 180)) $(B)/tests/integration/test_race
