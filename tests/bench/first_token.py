@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from tests.python.case import Daemon  # noqa: E402
 from tests.python.vllm.test_engines import HERE, PYTHON, Engine, Factory, environment, prompt  # noqa: E402
 
-PREFIX, QUESTION, ROUNDS, GOAL = 1900, 12, 5, 1.3
+PREFIX, QUESTION, ROUNDS, GOAL = 1900, 12, 7, 1.3
 BLOCK = 32
 
 
@@ -51,8 +51,10 @@ def measure(folder, daemon):
         first.end()
         second = Engine(factory, settings(model, daemon.socket))
         asked(second, [prompt(1, PREFIX)], 20000, 0)
-        ours = asked(second, prefixes, 30000, whole)
-        own = asked(second, prefixes, 40000, whole)
+        ours, own = [], []
+        for i, prefix in enumerate(prefixes):  # in turns, so that what else the machine does is in both
+            ours += asked(second, [prefix], 30000 + i, whole)
+            own += asked(second, [prefix], 40000 + i, whole)
         second.end()
         none = Engine(factory, settings(model, None))
         asked(none, [prompt(1, PREFIX)], 50000, 0)
@@ -63,10 +65,12 @@ def measure(folder, daemon):
     return ours, own, computed
 
 
-def record(variant, seconds, **more):
-    middle = statistics.median(seconds)
-    spread = (max(seconds) - min(seconds)) / middle
-    print(json.dumps(dict(name="P18", variant=variant, placement="1 thread", value=middle * 1000, unit="ms", spread=spread, wide=spread > 0.5, **more)), flush=True)
+def record(variant, seconds, of=None, **more):
+    """of: what the spread is of, if not of the seconds."""
+    values = of or seconds
+    spread = (max(values) - min(values)) / statistics.median(values)
+    value = statistics.median(seconds) * 1000
+    print(json.dumps(dict(name="P18", variant=variant, placement="1 thread", value=value, unit="ms", spread=spread, wide=spread > 0.2, **more)), flush=True)
 
 
 def main():
@@ -77,8 +81,9 @@ def main():
         finally:
             daemon.remove()
     limit = statistics.median(own)
-    ratio = statistics.median(ours) / limit
-    record("first token, prefix stored by another engine", ours, limit=limit * 1000, limit_is="own hit, ms", ratio=ratio, goal=f"<= {GOAL}", met=ratio <= GOAL)
+    ratios = [a / b for a, b in zip(ours, own)]
+    ratio = statistics.median(ratios)
+    record("first token, prefix stored by another engine", ours, ratios, limit=limit * 1000, limit_is="own hit, ms", ratio=ratio, goal=f"<= {GOAL}", met=ratio <= GOAL)
     record("first token, vLLM's own hit", own)
     record("first token, computed", computed)
 
