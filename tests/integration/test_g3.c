@@ -585,10 +585,9 @@ static int load_request(struct cache *c, struct rng *rng)
 	if (hits < 0)
 		return hits;
 	for (int i = 0; i < hits; i++) {
-		/* A span of a daemon that has gone cannot be mapped any more, if it was not before. */
-		if (!kvbm_data(c->ns, &spans[i], 0))
+		/* A span of a daemon that has gone cannot be mapped any more, if it was not before; and one that stops ends sessions first. */
+		if (!cache_try_check(c, &spans[i], keys + (size_t)i * c->key_bytes))
 			return -KVBM_E_GONE;
-		cache_check(c, &spans[i], keys + (size_t)i * c->key_bytes);
 	}
 	r = kvbm_release(c->ns, spans, (uint32_t)hits);
 	kvbm_get_counters(c->kvbm, &after);

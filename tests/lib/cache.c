@@ -86,42 +86,62 @@ void cache_keys(const struct cache *c, uint64_t first, uint32_t n, uint8_t *ret_
 	}
 }
 
-void cache_fill(const struct cache *c, const struct kvbm_span *span, const uint8_t *key, uint32_t lane)
+static void cache_write(const struct cache *c, uint8_t *data, const uint8_t *key, uint32_t lane)
 {
-	uint8_t *data = kvbm_data(c->ns, span, lane);
 	uint64_t seed = seed_of(c, key, lane), word;
 
-	if (!data)
-		cache_ok(c, -KVBM_E_INTERNAL);
 	for (uint64_t i = 0; i < c->lane_bytes; i += 8) {
 		word = seed + mix(seed ^ i);
 		memcpy(data + i, &word, c->lane_bytes - i < 8 ? c->lane_bytes - i : 8);
 	}
 }
 
-static void cache_check_lane(const struct cache *c, const uint8_t *data, const uint8_t *key, uint32_t lane)
+void cache_fill(const struct cache *c, const struct kvbm_span *span, const uint8_t *key, uint32_t lane)
 {
-	uint64_t seed = seed_of(c, key, lane), word;
+	uint8_t *data = kvbm_data(c->ns, span, lane);
 
-	for (uint64_t i = 0; i < c->lane_bytes; i += 8) {
+	if (!data)
+		cache_ok(c, -KVBM_E_INTERNAL);
+	cache_write(c, data, key, lane);
+}
+
+/* The first byte that is wrong, or lane_bytes. */
+static uint64_t cache_compare(const struct cache *c, const uint8_t *data, const uint8_t *key, uint32_t lane)
+{
+	uint64_t seed = seed_of(c, key, lane), word, i;
+
+	for (i = 0; i < c->lane_bytes; i += 8) {
 		word = seed + mix(seed ^ i);
-		if (memcmp(data + i, &word, c->lane_bytes - i < 8 ? c->lane_bytes - i : 8) == 0)
+		if (memcmp(data + i, &word, c->lane_bytes - i < 8 ? c->lane_bytes - i : 8) != 0)
+			return i;
+	}
+	return c->lane_bytes;
+}
+
+bool cache_try_check(const struct cache *c, const struct kvbm_span *span, const uint8_t *key)
+{
+	for (uint32_t lane = 0; lane < c->lanes; lane++) {
+		const uint8_t *data = kvbm_data(c->ns, span, lane);
+		uint64_t wrong;
+
+		if (!data)
+			return false;
+		wrong = cache_compare(c, data, key, lane);
+		if (wrong == c->lane_bytes)
 			continue;
+		if (!kvbm_data(c->ns, span, lane))
+			return false; /* the session ended meanwhile, and with it what was held */
 		fprintf(stderr, "WRONG BYTES in namespace %s, lane %u, at byte %llu\n", c->name, lane,
-		        (unsigned long long)i);
+		        (unsigned long long)wrong);
 		_exit(1);
 	}
+	return true;
 }
 
 void cache_check(const struct cache *c, const struct kvbm_span *span, const uint8_t *key)
 {
-	for (uint32_t lane = 0; lane < c->lanes; lane++) {
-		const uint8_t *data = kvbm_data(c->ns, span, lane);
-
-		if (!data)
-			cache_ok(c, -KVBM_E_INTERNAL);
-		cache_check_lane(c, data, key, lane);
-	}
+	if (!cache_try_check(c, span, key))
+		cache_ok(c, -KVBM_E_INTERNAL);
 }
 
 static bool cache_try_fill(struct cache *c, const struct kvbm_span *span, const uint8_t *key, uint32_t lane)
@@ -129,9 +149,11 @@ static bool cache_try_fill(struct cache *c, const struct kvbm_span *span, const 
 	uint32_t from = lane == KVBM_ALL_LANES ? 0 : lane, to = lane == KVBM_ALL_LANES ? c->lanes : lane + 1;
 
 	for (; from < to; from++) {
-		if (!kvbm_data(c->ns, span, from))
+		uint8_t *data = kvbm_data(c->ns, span, from);
+
+		if (!data)
 			return false;
-		cache_fill(c, span, key, from);
+		cache_write(c, data, key, from);
 	}
 	return true;
 }
@@ -186,11 +208,10 @@ int cache_try_verify(struct cache *c, uint64_t first, uint32_t n)
 	if (hits <= 0)
 		return hits;
 	for (int i = 0; i < hits; i++) {
-		if (!kvbm_data(c->ns, &spans[i], 0)) {
+		if (!cache_try_check(c, &spans[i], keys + (size_t)i * c->key_bytes)) {
 			(void)kvbm_release(c->ns, spans, (uint32_t)hits);
 			return -KVBM_E_GONE;
 		}
-		cache_check(c, &spans[i], keys + (size_t)i * c->key_bytes);
 	}
 	r = kvbm_release(c->ns, spans, (uint32_t)hits);
 	return r < 0 ? r : hits;

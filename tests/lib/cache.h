@@ -40,6 +40,8 @@ void cache_keys(const struct cache *c, uint64_t first, uint32_t n, uint8_t *ret_
 void cache_fill(const struct cache *c, const struct kvbm_span *span, const uint8_t *key, uint32_t lane);
 /* Every byte of every lane. */
 void cache_check(const struct cache *c, const struct kvbm_span *span, const uint8_t *key);
+/* The same where the session may end at any moment: false, it has. */
+bool cache_try_check(const struct cache *c, const struct kvbm_span *span, const uint8_t *key);
 
 /* Reserves, writes and commits a chain whose first block's parent is block first-1 (0: a root).  Returns how many were new. */
 int cache_try_store(struct cache *c, uint32_t lane, uint64_t first, uint32_t n);
