@@ -61,13 +61,16 @@ static void copying_free(struct copying *c)
 }
 
 /* Nothing was copied: whoever waits for the flag is told what it would be told by the device. */
+static void copy_signal(const struct adoption *a, const struct gpu_sync *after, bool done)
+{
+	if (after->kind == GPU_SYNC_FLAG)
+		atomic_store_explicit(adoption_flag(a, (uint32_t)(after->offset / sizeof(uint64_t))),
+		                      done ? after->value : GPU_FLAG_FAILED, memory_order_release);
+}
+
 static void copying_signal(struct copying *c, bool done)
 {
-	const struct gpu_sync *after = &c->copy.after;
-
-	if (after->kind == GPU_SYNC_FLAG)
-		atomic_store_explicit(adoption_flag(c->adoption, (uint32_t)(after->offset / sizeof(uint64_t))),
-		                      done ? after->value : GPU_FLAG_FAILED, memory_order_release);
+	copy_signal(c->adoption, &c->copy.after, done);
 }
 
 static void copying_reply(struct copying *c, struct reply *reply)
@@ -173,7 +176,31 @@ static struct copying *copying_alloc(const struct copy_request *m, uint32_t n, u
 	return c;
 }
 
-/* NULL: the reply has failed, or *ret_r is a fault. */
+/* False: the reply has failed. */
+static bool copy_check(const struct request *q, const struct copy_request *m, const struct adoption *a,
+                       uint32_t key_bytes, struct reply *reply, uint32_t *ret_n)
+{
+	if (a->state != ADOPTION_READY) {
+		reply_fail(reply, REPLY_STALE, "adoption %u ended with its device: adopt again", m->adoption);
+		return false;
+	}
+	if (!request_keys(m->keys, key_bytes, reply, ret_n) || !later_may(q, reply))
+		return false;
+	if (*ret_n != m->n_blocks || *ret_n > GPU_COPY_MAX_BLOCKS) {
+		reply_fail(reply, REPLY_INVAL, "%u keys and %zu blocks: as many of each, at most %u", *ret_n,
+		           m->n_blocks, GPU_COPY_MAX_BLOCKS);
+		return false;
+	}
+	for (uint32_t i = 0; i < *ret_n; i++) {
+		if (m->blocks[i] >= a->n_blocks) {
+			reply_fail(reply, REPLY_INVAL, "block %u is none of the engine's", m->blocks[i]);
+			return false;
+		}
+	}
+	return true;
+}
+
+/* NULL: the reply has failed, and the flag told so, or *ret_r is a fault. */
 static struct copying *copying_new(const struct request *q, const struct copy_request *m, struct reply *reply, int *ret_r)
 {
 	struct adoption *a = adoption_find(q, m->adoption);
@@ -184,26 +211,16 @@ static struct copying *copying_new(const struct request *q, const struct copy_re
 	uint32_t n;
 
 	*ret_r = 0;
-	if (!a || a->state != ADOPTION_READY) {
-		reply_fail(reply, a ? REPLY_STALE : REPLY_NOENT,
-		           a ? "adoption %u ended with its device: adopt again" : "adoption %u is not of this session",
-		           m->adoption);
+	if (!a) {
+		reply_fail(reply, REPLY_NOENT, "adoption %u is not of this session", m->adoption);
 		return NULL;
 	}
+	if (!copy_sync(a, m->after, "after", &after, reply))
+		return NULL;
 	holder_objects(a->holder, &objects);
-	if (!request_keys(m->keys, objects.key_bytes, reply, &n) || !copy_sync(a, m->before, "before", &before, reply) ||
-	    !copy_sync(a, m->after, "after", &after, reply) || !later_may(q, reply))
+	if (!copy_sync(a, m->before, "before", &before, reply) || !copy_check(q, m, a, objects.key_bytes, reply, &n)) {
+		copy_signal(a, &after, false);
 		return NULL;
-	if (n != m->n_blocks || n > GPU_COPY_MAX_BLOCKS) {
-		reply_fail(reply, REPLY_INVAL, "%u keys and %zu blocks: as many of each, at most %u", n, m->n_blocks,
-		           GPU_COPY_MAX_BLOCKS);
-		return NULL;
-	}
-	for (uint32_t i = 0; i < n; i++) {
-		if (m->blocks[i] >= a->n_blocks) {
-			reply_fail(reply, REPLY_INVAL, "block %u is none of the engine's", m->blocks[i]);
-			return NULL;
-		}
 	}
 	c = copying_alloc(m, n, objects.key_bytes);
 	if (!c) {
@@ -357,8 +374,10 @@ static bool storing_go(struct copying *c, bool late)
 	struct reply reply;
 	int r = a->state == ADOPTION_READY ? store_reserve(a->holder, &args) : 0;
 
-	if (a->state != ADOPTION_READY)
-		return false; /* and was answered when the device went */
+	if (a->state != ADOPTION_READY) { /* and was answered when the device went */
+		copying_signal(c, false);
+		return false;
+	}
 	if (r == STORE_E_WAIT) {
 		c->is_waiting = true;
 		store_wait(a->holder, &c->wait, args.wanted);

@@ -319,6 +319,12 @@ START_TEST(a_miss_is_signalled)
 	load.after.index = 3;
 	ck_assert_int_eq(kvbm_load(adoption, &load), 0);
 	flag_await(3, 5);
+	/* A request that is refused, too. */
+	load = copy_of((const uint32_t[]){ BLOCKS }, 1);
+	load.flags = KVBM_NOWAIT;
+	load.after = (struct kvbm_sync){ KVBM_SYNC_FLAG, 4, 5 };
+	ck_assert_int_eq(kvbm_load(adoption, &load), 0);
+	flag_await(4, KVBM_FLAG_FAILED);
 }
 END_TEST
 
