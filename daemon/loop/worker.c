@@ -15,13 +15,17 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/error.h"
 #include "base/thread.h"
+
+#define WORKER_NICE 10
 
 struct worker {
 	struct worker_pool *pool; /* borrows */
@@ -68,6 +72,17 @@ static struct job *worker_take(struct worker_pool *pool)
 	return container_of(it, struct job, link);
 }
 
+/* A worker computes for as long as the loop and the engines take for many turns: where they want the same core, it is not they who wait.  Above all it does not
+ * take the loop's place in the moment in which that gives it a job.  Where somebody has chosen another policy for the process (chrt), that stays. */
+static void worker_step_back(void)
+{
+	struct sched_param param = { 0 };
+
+	if (sched_getscheduler(0) == SCHED_OTHER)
+		(void)sched_setscheduler(0, SCHED_BATCH, &param); /* of this thread only, both */
+	(void)!nice(WORKER_NICE);
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *worker = arg;
@@ -76,6 +91,7 @@ static void *worker_main(void *arg)
 	bool stillborn;
 
 	thread_set_role(THREAD_WORKER);
+	worker_step_back();
 	pthread_mutex_lock(&pool->mtx);
 	while ((job = worker_take(pool))) {
 		pthread_mutex_unlock(&pool->mtx);
@@ -204,10 +220,17 @@ int worker_submit(struct worker_pool *pool, struct job *job)
 		list_add_tail(&pool->waiting, &job->link);
 		pool->n_waiting++;
 		pool->n_jobs++;
-		pthread_cond_signal(&pool->cond);
 	}
 	pthread_mutex_unlock(&pool->mtx);
+	if (r == 0)
+		pthread_cond_signal(&pool->cond); /* once it can have the mutex */
 	return r;
+}
+
+unsigned worker_pool_threads(const struct worker_pool *pool)
+{
+	thread_assert(THREAD_LOOP);
+	return pool->n_threads;
 }
 
 unsigned worker_pool_jobs(const struct worker_pool *pool)

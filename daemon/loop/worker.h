@@ -31,6 +31,8 @@ int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_wa
 /* 0: job->done() will come, never inline.  WORKER_E_FULL, WORKER_E_CLOSING: it will not. */
 int worker_submit(struct worker_pool *pool, struct job *job);
 
+unsigned worker_pool_threads(const struct worker_pool *pool);
+
 /* Jobs submitted and not done. */
 unsigned worker_pool_jobs(const struct worker_pool *pool);
 

@@ -4,10 +4,12 @@
 
 #include <check.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/assert.h"
 #include "base/thread.h"
@@ -159,6 +161,35 @@ START_TEST(queue_is_bounded_and_close_drains)
 }
 END_TEST
 
+static struct {
+	int policy, nice;
+} found;
+
+static void manner_run(struct job *job)
+{
+	(void)job;
+	found.policy = sched_getscheduler(0);
+	found.nice = getpriority(PRIO_PROCESS, 0);
+}
+
+/* The loop and the engines come first: a worker is of those that compute, and ten steps nicer than who made it. */
+START_TEST(a_worker_steps_back)
+{
+	struct job job = { .run = manner_run, .done = gate_done };
+	int nice = getpriority(PRIO_PROCESS, 0), policy = sched_getscheduler(0);
+
+	ck_assert_int_eq(worker_pool_new(mailbox, 1, 1, &pool), 0);
+	ck_assert_uint_eq(worker_pool_threads(pool), 1);
+	ck_assert_int_eq(worker_submit(pool, &job), 0);
+	while (n_done == 0)
+		loop_turn(loop, true);
+	ck_assert_int_eq(found.policy, policy == SCHED_OTHER ? SCHED_BATCH : policy);
+	ck_assert_int_eq(found.nice, nice + 10 < 19 ? nice + 10 : 19);
+	ck_assert_int_eq(getpriority(PRIO_PROCESS, 0), nice);
+	ck_assert_int_eq(sched_getscheduler(0), policy);
+}
+END_TEST
+
 START_TEST(idle_pool_closes)
 {
 	ck_assert_int_eq(worker_pool_new(mailbox, 8, 1, &pool), 0);
@@ -175,6 +206,7 @@ int main(void)
 	tcase_add_checked_fixture(tc, setup, teardown);
 	tcase_add_test(tc, every_job_once);
 	tcase_add_test(tc, queue_is_bounded_and_close_drains);
+	tcase_add_test(tc, a_worker_steps_back);
 	tcase_add_loop_test(tc, idle_pool_closes, 0, 5);
 	tcase_set_timeout(tc, 30);
 	suite_add_tcase(s, tc);
