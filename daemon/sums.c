@@ -34,5 +34,5 @@ static int sums_submit(void *ctx, struct mover_sum *s)
 
 struct mover_calculator sums_on(struct worker_pool *pool)
 {
-	return (struct mover_calculator){ .sum = sums_submit, .ctx = pool };
+	return (struct mover_calculator){ .sum = sums_submit, .at_once = worker_pool_threads(pool), .ctx = pool };
 }

@@ -27,6 +27,7 @@ struct mover_calculator {
 	/* 0: @s->sum (and those of all that are chained to it) is set and @s->cb called later, on the loop thread, never inline; > 0: too much waits, try again when
 	 * something is done. */
 	int (*sum)(void *ctx, struct mover_sum *s);
+	uint32_t at_once; /* that many are calculated at a time, others wait; > 0 */
 	void *ctx;
 };
 

@@ -2,7 +2,8 @@
  * back, or first used after a restart.
  *
  * Owns batches of blocks that a worker is looking at, and a queue of committed ones for each namespace.  A block in a batch is marked as moving:
- * neither dropped nor reused.  The queue is bounded; what does not fit gets its checksum when it is written down.
+ * neither dropped nor reused.  The queue is bounded; what does not fit gets its checksum when it is written down.  No more batches are begun than there are
+ * workers: what somebody waits for (a block that was read) does not stand behind all that was stored just now.
  * Only where there is a tier below: nobody else would look at it.
  */
 #include <assert.h>
@@ -14,6 +15,7 @@
 
 #define BATCHES 8u
 #define BATCH_BLOCKS 32u
+#define BATCH_BYTES (UINT64_C(1) << 20) /* some 100 us; of larger blocks one */
 
 struct summing_one {
 	struct mover_sum sum;
@@ -96,11 +98,12 @@ static void summing_add(struct summing_batch *b, uint32_t slot)
 static bool summing_batch(struct store_ns *sn, struct summing_batch *b)
 {
 	const struct mover_calculator *c = &sn->store->config.calculator;
+	uint64_t block_bytes = sn->desc.lane_bytes * sn->desc.lanes, bytes = 0;
 	uint32_t slot = NS_NONE;
 
 	b->sn = sn;
 	b->n = 0;
-	while (b->n < BATCH_BLOCKS && (slot = summing_next(sn)) != NS_NONE)
+	for (; b->n < BATCH_BLOCKS && bytes < BATCH_BYTES && (slot = summing_next(sn)) != NS_NONE; bytes += block_bytes)
 		summing_add(b, slot);
 	b->blocks[0].sum.cb = summing_on_done;
 	if (b->n > 0 && c->sum(c->ctx, &b->blocks[0].sum) == 0) {
@@ -118,7 +121,7 @@ static bool summing_batch(struct store_ns *sn, struct summing_batch *b)
 void summing_run(struct store *store)
 {
 	struct summing *s = store->mover.summing;
-	uint32_t next = 0;
+	uint32_t next = 0, n = store->config.calculator.at_once < BATCHES ? store->config.calculator.at_once : BATCHES;
 
 	if (!s || store->mover.stopping)
 		return;
@@ -126,9 +129,9 @@ void summing_run(struct store *store)
 		struct store_ns *sn = store_ns_at(it);
 
 		while (sn->ns.lower && sn->unsummed_head != sn->unsummed_tail) {
-			while (next < BATCHES && s->batches[next].sn)
+			while (next < n && s->batches[next].sn)
 				next++;
-			if (next == BATCHES || !summing_batch(sn, &s->batches[next]))
+			if (next == n || !summing_batch(sn, &s->batches[next]))
 				break;
 		}
 	}

@@ -52,7 +52,7 @@ int mover_init(struct store *store)
 	list_init(&m->reserves);
 	if (!store->config.lower)
 		return 0;
-	assert(store->config.max_transfers > 0 && store->config.calculator.sum);
+	assert(store->config.max_transfers > 0 && store->config.calculator.sum && store->config.calculator.at_once > 0);
 	m->pool = calloc(store->config.max_transfers, sizeof(*m->pool));
 	m->area_ns = calloc(store->config.lower->ops->areas(store->config.lower), sizeof(struct store_ns *));
 	if (!m->pool || !m->area_ns || summing_init(m) < 0 || scrub_init(m) < 0) {

@@ -569,7 +569,7 @@ struct fake_sums *fake_sums_free(struct fake_sums *s)
 
 struct mover_calculator fake_sums_calculator(struct fake_sums *s)
 {
-	return (struct mover_calculator){ .sum = fake_sums_sum, .ctx = s };
+	return (struct mover_calculator){ .sum = fake_sums_sum, .at_once = 8, .ctx = s };
 }
 
 uint32_t fake_sums_waiting(const struct fake_sums *s)

@@ -84,6 +84,37 @@ START_TEST(the_checksum_is_of_the_commit)
 }
 END_TEST
 
+static uint32_t moving(const struct ns *ns)
+{
+	uint32_t n = 0;
+
+	for (uint32_t slot = 0; slot < ns->geo.n_regions << ns->geo.shift; slot++)
+		n += ns->moving[slot];
+	return n;
+}
+
+/* Whoever waits for a checksum (of a block that was read) does not stand behind all that was stored just now: of that a MiB is begun for each worker. */
+START_TEST(what_was_stored_is_summed_little_by_little)
+{
+	uint32_t summed = 0;
+
+	low_new(&l, 8, 8, 32);
+	h = low_attach(&l, "a");
+	l.f.store->config.calculator.at_once = 2;
+	low_put(&l, h, 1, 24);
+	ck_assert_uint_eq(fake_sums_waiting(l.sums), 2);
+	ck_assert_uint_le(moving(low_ns(h)), 2 * 4);
+	while (fake_sums_release(l.sums)) {
+		ck_assert_uint_le(fake_sums_waiting(l.sums), 2);
+		ck_assert_uint_le(moving(low_ns(h)), 2 * 4);
+	}
+	for (uint64_t key = 1; key <= 24; key++)
+		summed += low_ns(h)->records[block_find(low_ns(h), (const uint8_t *)&key)].sum != 0;
+	ck_assert_uint_eq(summed, 24);
+	teardown_below();
+}
+END_TEST
+
 START_TEST(a_block_is_written_once_however_often_it_comes_and_goes)
 {
 	uint64_t writes;
@@ -466,6 +497,7 @@ int main(void)
 	const TTest *const tests[] = {
 		a_flipped_byte_is_a_miss,
 		the_checksum_is_of_the_commit,
+		what_was_stored_is_summed_little_by_little,
 		a_block_is_written_once_however_often_it_comes_and_goes,
 		lanes_are_copied_each_to_its_place,
 		areas_go_to_who_is_under_its_share,
