@@ -17,6 +17,9 @@
 #include <stdlib.h>
 
 #include <xxhash.h>
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h> /* the same functions, with the widest registers that the processor has: two to three times as fast */
+#endif
 
 #include "base/log.h"
 #include "base/metrics.h"
