@@ -236,8 +236,7 @@ static bool lower_grow(struct store_ns *sn)
 }
 
 /* Slots set free in one go, and as many are left when that is done: the tier does not overwrite a slot before it is noted on the drive that it is free,
- * and notes many in one write. */
-#define AHEAD_MAX 32u
+ * and notes many in one write.  Twice as many as are copied at a time: so that is noted by the time it is their turn. */
 #define AHEAD_PART 256u /* of all slots, if that is less */
 
 uint32_t lower_make(struct store_ns *sn)
@@ -245,7 +244,8 @@ uint32_t lower_make(struct store_ns *sn)
 	struct ns *ns = &sn->ns;
 	struct lower *l = ns->lower;
 	uint64_t budget = (uint64_t)l->n_present + 1;
-	uint32_t ahead = l->n_slots / AHEAD_PART < AHEAD_MAX ? l->n_slots / AHEAD_PART : AHEAD_MAX;
+	uint32_t most = 2 * sn->store->config.max_transfers;
+	uint32_t ahead = l->n_slots / AHEAD_PART < most ? l->n_slots / AHEAD_PART : most;
 	uint32_t wanted = l->n_free <= ahead ? 2 * ahead + 1 : 1;
 
 	while (l->n_free < wanted) {
