@@ -142,6 +142,7 @@ static void io_end(struct nvme *t, struct tier_io *io)
 
 	assert(t->in_flight > 0 && t->areas[io->area].in_flight > 0);
 	t->in_flight--;
+	t->bytes_in_flight -= nvme_slot_bytes(&io->shape);
 	t->writes_in_flight -= io->write;
 	t->areas[io->area].in_flight--;
 	t->done_bytes[io->write] += bytes;
@@ -204,6 +205,7 @@ static void io_start(struct nvme *t, struct tier_io *io)
 	uint64_t length = nvme_slot_bytes(&io->shape) / n;
 
 	t->in_flight++;
+	t->bytes_in_flight += nvme_slot_bytes(&io->shape);
 	t->writes_in_flight += io->write;
 	meter_start(&t->meters[io->write], loop_now_ns(t->loop));
 	io->result = 0;
@@ -229,13 +231,20 @@ static struct tier_io *dispatch_pick(struct nvme *t, bool may_write)
 	return NULL;
 }
 
+/* More would only wait in the drive, and whatever is urgent behind it. */
+static bool dispatch_has_room(const struct nvme *t, const struct tier_io *io)
+{
+	return t->bytes_in_flight == 0 ||
+	       t->bytes_in_flight + nvme_slot_bytes(&io->shape) <= NVME_IN_FLIGHT_BYTES * t->layout.drives;
+}
+
 void nvme_dispatch(struct nvme *t)
 {
 	while (nvme_is_online(t) && t->in_flight < t->depth) {
 		bool may_write = t->n_queued[0] == 0 || t->writes_in_flight < t->depth - t->depth / 4;
 		struct tier_io *io = dispatch_pick(t, may_write);
 
-		if (!io || io_pieces(io) > t->n_pieces_free)
+		if (!io || io_pieces(io) > t->n_pieces_free || !dispatch_has_room(t, io))
 			return;
 		list_del(&io->link);
 		t->n_queued[io->write]--;

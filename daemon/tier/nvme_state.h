@@ -19,6 +19,7 @@
 #define NVME_GROUP 16u      /* records that make a group */
 #define NVME_ERRORS_MAX 10u /* in a minute, then it goes offline */
 #define NVME_NOTE_BYTES 320u
+#define NVME_IN_FLIGHT_BYTES (UINT64_C(16) << 20) /* a drive; a single larger copy may be */
 #define NVME_FILES NVME_DRIVES_MAX
 #define NVME_BUFFERS 4096u
 
@@ -143,6 +144,7 @@ struct nvme {
 	struct list queues[TIER_PRIORITIES][2]; /* borrows; [write] */
 	uint32_t n_queued[2];
 	uint32_t depth, queue_max, in_flight, writes_in_flight;
+	uint64_t bytes_in_flight;
 	struct nvme_piece *pieces; /* owns */
 	struct list pieces_free;   /* of pieces */
 	uint32_t n_pieces_free;

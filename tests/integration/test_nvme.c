@@ -317,6 +317,32 @@ START_TEST(the_queue_is_bounded_and_who_is_wanted_has_most_of_it)
 }
 END_TEST
 
+/* What a drive has beyond that only waits there, and whatever is urgent behind it. */
+START_TEST(of_large_copies_fewer_are_in_flight)
+{
+	uint32_t area, large;
+
+	config.size = 128 * MIB;
+	config.area_size = 30 * MIB;
+	owner.lane_area = owner.region.size;
+	open_ok();
+	area = nvme_owner_area(&owner, 6 * MIB, 1);
+	put_some(area, 0, 1); /* or they would wait for its header */
+	for (uint32_t n = 0; n < 4; n++)
+		ck_assert_int_eq(nvme_owner_write(&owner, area, n, n, n), 0);
+	ck_assert_uint_eq(nvme_owner_stat(&owner).in_flight, 2); /* 12 of 16 MiB */
+	ck_assert_uint_eq(nvme_owner_stat(&owner).queued, 2);
+	nvme_owner_wait(&owner);
+	ck_assert_uint_eq(owner.n_ok, 1 + 4);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 4);
+	/* One that is larger than that alone. */
+	large = nvme_owner_area(&owner, 20 * MIB, 1);
+	ck_assert_int_eq(nvme_owner_put(&owner, large, 0, 1), 0);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 5);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
 /* ---- death ---- */
 
 /* The child writes and tells each byte by byte; the parent kills it at some byte. */
@@ -493,6 +519,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_daily_budget_of_writes);
 	tcase_add_test(tc, filesystems_that_cannot_do_everything);
 	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
+	tcase_add_test(tc, of_large_copies_fewer_are_in_flight);
 	tcase_add_test(tc, killed_at_any_moment);
 	tcase_add_test(tc, a_full_filesystem_is_an_outcome);
 	tcase_add_test(tc, shapes_it_cannot_take);
