@@ -42,6 +42,13 @@ static bool twin(void *ctx, const uint8_t *key, uint32_t *touch)
 	return true;
 }
 
+static uint64_t mix(uint64_t x)
+{
+	x = (x ^ x >> 33) * UINT64_C(0xff51afd7ed558ccd);
+	x = (x ^ x >> 33) * UINT64_C(0xc4ceb9fe1a85ec53);
+	return x ^ x >> 33;
+}
+
 static void open_lower(uint32_t key_bytes)
 {
 	struct lower_config c = { .key_bytes = key_bytes,
@@ -357,6 +364,31 @@ START_TEST(a_slot_that_loses_blocks_twice_is_retired)
 }
 END_TEST
 
+/* When all slots are in use and one goes for each that comes, there is room in the index for the key of the one that comes.  (With this salt there was not, after
+ * 789,477 blocks.) */
+START_TEST(the_index_never_is_full)
+{
+	enum { SLOTS = 1023, TOGETHER = 31 * SLOTS, BLOCKS = 1000000 };
+	static const uint64_t unlucky[2] = { UINT64_C(0xb456bcfc34c2cb2c), UINT64_C(0xeb995cf1fe705ed1) };
+	struct lower_config c = { .key_bytes = 16, .n_areas = 31, .area_slots = SLOTS, .max_slots = TOGETHER, .salt = unlucky };
+	uint64_t full = 0;
+
+	ck_assert_int_eq(lower_init(&lower, &c), 0);
+	for (uint32_t a = 0; a < 31; a++)
+		lower_area_add(&lower, a, SLOTS);
+	for (uint64_t i = 1; i < BLOCKS; i++) {
+		uint64_t key[2] = { mix(i), mix(i) * UINT64_C(0x9e3779b97f4a7c15) }, budget = TOGETHER;
+		struct lower_what what = { .key = (const uint8_t *)key, .touch = (uint32_t)(i / lower.heat.per_tick) + 1 };
+
+		for (uint32_t n = lower.n_free <= 64 ? 65 : 0; n > 0; n--)
+			lower_forget(&lower, lower_pick(&lower, what.touch, &budget));
+		full += lower_register(&lower, lower_take(&lower), &what) != 0;
+	}
+	ck_assert_uint_eq(full, 0);
+	lower_deinit(&lower);
+}
+END_TEST
+
 START_TEST(too_many_slots_are_refused)
 {
 	struct lower_config c = { .key_bytes = 8, .n_areas = 1u << 20, .area_slots = 1u << 12, .max_slots = 100, .salt = salt };
@@ -393,6 +425,7 @@ int main(void)
 	tcase_add_test(t, recovered_slots_and_new_ones_do_not_meet);
 	tcase_add_test(t, what_was_set_free_first_is_taken_first);
 	tcase_add_test(t, a_slot_that_loses_blocks_twice_is_retired);
+	tcase_add_test(t, the_index_never_is_full);
 	tcase_add_test(t, too_many_slots_are_refused);
 	tcase_add_test_raise_signal(t, forgetting_what_is_read_aborts, SIGABRT);
 	tcase_add_test_raise_signal(t, removing_an_area_in_use_aborts, SIGABRT);
