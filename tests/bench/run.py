@@ -3,13 +3,39 @@
 
     run.py PROGRAM...        $BENCH: the figures wanted (P1,P3); nothing: all
 
+Where shared memory gets no huge pages, and this may change that, it does so while the programs run, as kvbmd.service does for the daemon
+($KVBM_BENCH_AS_IS=1: it does not).
+
 Exits with 1 if a program failed: something broke.  Times and goals are reported, never judged.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+
+
+SHMEM = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+
+@contextlib.contextmanager
+def huge_pages():
+    """As systemd/kvbmd.service has it; what was there before comes back."""
+    try:
+        with open(SHMEM, "r+", encoding="ascii") as setting:
+            never = "[never]" in setting.read() and not os.environ.get("KVBM_BENCH_AS_IS")
+            if never:
+                setting.write("advise")
+    except OSError:
+        never = False
+    try:
+        yield
+    finally:
+        if never:
+            with open(SHMEM, "w", encoding="ascii") as setting:
+                setting.write("never")
 
 
 def run(program, figures, remarks):
@@ -81,7 +107,8 @@ def table(figures, remarks):
 
 def main():
     figures, remarks = [], {"machine": None, "said": []}
-    ok = [run(program, figures, remarks) for program in sys.argv[1:]]
+    with huge_pages():
+        ok = [run(program, figures, remarks) for program in sys.argv[1:]]
     if figures:
         table(figures, remarks)
     elif all(ok):
@@ -90,4 +117,5 @@ def main():
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()
