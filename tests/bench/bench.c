@@ -264,3 +264,29 @@ uint64_t bench_available_bytes(void)
 	proc_field("/proc/meminfo", "MemAvailable", kib, sizeof(kib));
 	return strtoull(kib, NULL, 10) << 10;
 }
+
+uint64_t bench_cpu_ns(pid_t pid)
+{
+	char path[320];
+	struct dirent *e;
+	uint64_t sum = 0;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	dir = opendir(path);
+	must(dir);
+	while ((e = readdir(dir))) {
+		unsigned long long ns = 0;
+		FILE *f;
+
+		if (*e->d_name == '.')
+			continue;
+		snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", (int)pid, e->d_name);
+		f = fopen(path, "re");
+		must(f && fscanf(f, "%llu", &ns) == 1);
+		fclose(f);
+		sum += ns;
+	}
+	closedir(dir);
+	return sum;
+}

@@ -81,6 +81,8 @@ double bench_quantile(double *values, unsigned n, double q);
 unsigned bench_cpus(void);
 /* Puts a process with all its threads (0: this one) on the @which-th of the CPUs we may use, or on all of them. */
 void bench_place(pid_t pid, int which);
+/* Nanoseconds on a CPU, of all threads that a process has, ever. */
+uint64_t bench_cpu_ns(pid_t pid);
 
 /* ---- numbers ---- */
 

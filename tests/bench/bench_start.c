@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* P9, P17: how soon a daemon serves, how soon all of its memory is there, and what it costs when nobody wants anything. */
-#include <dirent.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -164,33 +163,6 @@ static void p9(void)
 
 /* ---- P17 ---- */
 
-/* Nanoseconds on a CPU, of all threads, ever. */
-static uint64_t cpu_ns(pid_t pid)
-{
-	char path[320];
-	struct dirent *e;
-	uint64_t sum = 0;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
-	dir = opendir(path);
-	must(dir);
-	while ((e = readdir(dir))) {
-		unsigned long long ns = 0;
-		FILE *f;
-
-		if (*e->d_name == '.')
-			continue;
-		snprintf(path, sizeof(path), "/proc/%d/task/%s/schedstat", (int)pid, e->d_name);
-		f = fopen(path, "re");
-		must(f && fscanf(f, "%llu", &ns) == 1);
-		fclose(f);
-		sum += ns;
-	}
-	closedir(dir);
-	return sum;
-}
-
 static uint64_t status_kib(pid_t pid, const char *name)
 {
 	char path[64], line[256];
@@ -212,10 +184,10 @@ static void idle_figures(struct fill *f, const char *state)
 	char variant[80];
 	struct figure cpu = { .name = "P17", .variant = variant, .unit = "% of a core", .goal = GOAL_VALUE_AT_MOST, .bound = 0.1 };
 	struct figure rss = { .name = "P17", .variant = variant, .unit = "MiB", .goal = GOAL_VALUE_AT_MOST, .bound = 32 };
-	uint64_t before = cpu_ns(f->daemon.pid), start = clock_now_ns();
+	uint64_t before = bench_cpu_ns(f->daemon.pid), start = clock_now_ns();
 
 	(void)poll(NULL, 0, IDLE_MS);
-	cpu.value = 100.0 * (double)(cpu_ns(f->daemon.pid) - before) / (double)(clock_now_ns() - start);
+	cpu.value = 100.0 * (double)(bench_cpu_ns(f->daemon.pid) - before) / (double)(clock_now_ns() - start);
 	snprintf(variant, sizeof(variant), "idle CPU, %s", state);
 	bench_print(&cpu);
 	/* Shared memory is the pool and what LIMITS counts as metadata (P11). */

@@ -104,12 +104,12 @@ static bool tier_says(struct kvbm *kvbm, const char *tier, const char *member, c
 
 /* ---- P7 ---- */
 
-/* GB/s of blocks that went one way in a round. */
-static double way_round(struct tiers *t, bool down)
+/* Of blocks that went one way in a round; all of the daemon's CPU time, requests and checksums included. */
+static struct fio_result way_round(struct tiers *t, bool down)
 {
 	const char *metric = down ? "blocks_offloaded_total" : "blocks_onboarded_total";
-	uint64_t before = daemon_metric(&t->daemon, metric), start = clock_now_ns(),
-		 end = start + ROUND_MS * CLOCK_NS_PER_MS;
+	uint64_t before = daemon_metric(&t->daemon, metric), cpu = bench_cpu_ns(t->daemon.pid), start = clock_now_ns(),
+		 end = start + ROUND_MS * CLOCK_NS_PER_MS, blocks, ns;
 
 	do {
 		if (down)
@@ -117,7 +117,11 @@ static double way_round(struct tiers *t, bool down)
 		else
 			must_eq(tiers_bring(t), t->batch);
 	} while (clock_now_ns() < end);
-	return (double)((daemon_metric(&t->daemon, metric) - before) * t->lane_bytes) / (double)(clock_now_ns() - start);
+	blocks = daemon_metric(&t->daemon, metric) - before;
+	ns = clock_now_ns() - start;
+	must(blocks > 0);
+	return (struct fio_result){ .gb_per_s = (double)(blocks * t->lane_bytes) / (double)ns,
+		                    .cpu_us = (double)(bench_cpu_ns(t->daemon.pid) - cpu) / 1e3 / (double)blocks };
 }
 
 static void way_figure(struct tiers *t, bool down, const char *size, unsigned depth, double bound)
@@ -132,7 +136,7 @@ static void way_figure(struct tiers *t, bool down, const char *size, unsigned de
 		               .memory = tier_says(t->kvbm, "g2", "pages", "hugetlb") ? FIO_HUGETLB
 		                         : tier_says(t->kvbm, "g2", "pages", "thp")   ? FIO_THP
 		                                                                      : FIO_SMALL_PAGES };
-	double limits[ROUNDS], values[ROUNDS];
+	double rate[2][ROUNDS], cpu[2][ROUNDS];
 	char variant[100];
 	struct figure f = { .name = "P7",
 		            .variant = variant,
@@ -143,21 +147,34 @@ static void way_figure(struct tiers *t, bool down, const char *size, unsigned de
 
 	(void)way_round(t, down);
 	for (unsigned i = 0; i < ROUNDS; i++) {
-		limits[i] = fio_run(&job).gb_per_s;
-		values[i] = way_round(t, down);
+		struct fio_result fio = fio_run(&job), ours = way_round(t, down);
+
+		rate[0][i] = fio.gb_per_s;
+		rate[1][i] = ours.gb_per_s;
+		cpu[0][i] = fio.cpu_us;
+		cpu[1][i] = ours.cpu_us;
 	}
 	snprintf(variant, sizeof(variant), "daemon, %s %s, %s of %u", down ? "offload of" : "onboard of", size,
 	         down        ? "stores"
 	         : t->random ? "random runs"
 	                     : "runs in order",
 	         t->batch);
-	bench_from(&f, limits, values, ROUNDS);
+	bench_from(&f, rate[0], rate[1], ROUNDS);
+	bench_print(&f);
+	if (t->random)
+		return;
+	snprintf(variant, sizeof(variant), "CPU a block, daemon with its checksums, %s %s",
+	         down ? "offload of" : "onboard of", size);
+	f.unit = "us";
+	f.goal = GOAL_NONE;
+	bench_from(&f, cpu[0], cpu[1], ROUNDS);
 	bench_print(&f);
 }
 
+/* @depth: as many as the daemon has in flight of that size by its defaults. */
 static void p7_size(struct tiers *t, const char *size, uint64_t lane_bytes, unsigned depth, double bound)
 {
-	tiers_start(t, G2_BYTES, G3_BYTES, lane_bytes, depth);
+	tiers_start(t, G2_BYTES, G3_BYTES, lane_bytes, 32);
 	t->random = false;
 	tiers_store(t, (G2_BYTES + G3_BYTES) / lane_bytes); /* every place was written once */
 	way_figure(t, true, size, depth, bound);
@@ -178,9 +195,9 @@ static void p7(struct tiers *t)
 	}
 	fio_fill(t->fio_path, G3_BYTES);
 	t->batch = 16;
-	p7_size(t, "2 MiB", 2 * MIB, 4, 0.95);
+	p7_size(t, "2 MiB", 2 * MIB, 8, 0.95);
 	t->batch = RUN_MAX;
-	p7_size(t, "64 KiB", 64 << 10, 16, 0.85);
+	p7_size(t, "64 KiB", 64 << 10, 32, 0.85);
 	must(unlink(t->fio_path) == 0);
 }
 
