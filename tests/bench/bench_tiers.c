@@ -17,6 +17,8 @@
 #define ROUND_MS 300u
 #define ROUNDS 7u
 #define RUN_MAX 256u
+#define BRINGERS \
+	2u /* clients who ask for blocks: one that waits until all it asked for is there leaves the drive idle in between */
 
 struct tiers {
 	struct daemon_proc daemon;
@@ -28,6 +30,7 @@ struct tiers {
 	uint32_t batch;            /* in one call */
 	bool random;
 	uint64_t at, state; /* which run comes up next */
+	struct client_proc bringers[BRINGERS];
 };
 
 static void tiers_start(struct tiers *t, uint64_t g2, uint64_t g3, uint64_t lane_bytes, unsigned depth)
@@ -104,6 +107,52 @@ static bool tier_says(struct kvbm *kvbm, const char *tier, const char *member, c
 
 /* ---- P7 ---- */
 
+static void bringer_main(struct client_self *self, void *arg)
+{
+	struct tiers *t = arg;
+
+	fill_attach(t->daemon.socket, t->lane_bytes, 0, &t->kvbm, &t->ns);
+	for (;;) {
+		client_at(self, "idle");
+		while (!client_told(self))
+			must_eq(tiers_bring(t), t->batch);
+		client_pass(self, "halted");
+	}
+}
+
+/* Each brings up other runs than the others. */
+static void bringers_start(struct tiers *t)
+{
+	for (uint32_t i = 0; i < BRINGERS; i++) {
+		struct tiers *own = malloc(sizeof(*own));
+
+		must(own);
+		*own = *t;
+		own->at = i * (G3_BYTES / 4 / t->lane_bytes / t->batch) / BRINGERS;
+		own->state += i;
+		client_start(&t->bringers[i], bringer_main, own);
+		client_await(&t->bringers[i], "idle");
+		free(own); /* the client has its own copy of everything */
+	}
+}
+
+static void bringers_stop(struct tiers *t)
+{
+	for (uint32_t i = 0; i < BRINGERS; i++)
+		client_kill(&t->bringers[i]);
+}
+
+static void bringers_run(struct tiers *t, int ms)
+{
+	for (uint32_t i = 0; i < BRINGERS; i++)
+		client_go(&t->bringers[i]);
+	(void)poll(NULL, 0, ms);
+	for (uint32_t i = 0; i < BRINGERS; i++) {
+		client_lead(&t->bringers[i], "halted");
+		client_await(&t->bringers[i], "idle");
+	}
+}
+
 /* Of blocks that went one way in a round; all of the daemon's CPU time, requests and checksums included. */
 static struct fio_result way_round(struct tiers *t, bool down)
 {
@@ -111,12 +160,10 @@ static struct fio_result way_round(struct tiers *t, bool down)
 	uint64_t before = daemon_metric(&t->daemon, metric), cpu = bench_cpu_ns(t->daemon.pid), start = clock_now_ns(),
 		 end = start + ROUND_MS * CLOCK_NS_PER_MS, blocks, ns;
 
-	do {
-		if (down)
-			tiers_store(t, t->batch);
-		else
-			must_eq(tiers_bring(t), t->batch);
-	} while (clock_now_ns() < end);
+	while (down && clock_now_ns() < end)
+		tiers_store(t, t->batch);
+	if (!down)
+		bringers_run(t, ROUND_MS);
 	blocks = daemon_metric(&t->daemon, metric) - before;
 	ns = clock_now_ns() - start;
 	must(blocks > 0);
@@ -180,7 +227,9 @@ static void p7_size(struct tiers *t, const char *size, uint64_t lane_bytes, unsi
 	way_figure(t, true, size, depth, bound);
 	for (int random = 0; random < 2; random++) {
 		t->random = random;
+		bringers_start(t);
 		way_figure(t, false, size, depth, bound);
+		bringers_stop(t);
 	}
 	must_eq(daemon_metric(&t->daemon, "checksum_errors_total"), 0);
 	must_eq(daemon_metric(&t->daemon, "offloads_failed_total"), 0);
