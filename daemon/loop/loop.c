@@ -6,17 +6,18 @@
  * Invariant: when the loop goes to sleep, no deferred call waits and every hook has run since the last callback.
  * Deliberately not here: threads (worker.c), messages from them (mailbox.c), what sockets carry.
  *
- * Order of one uv_run() iteration: timers, pending, idle, *prepare*, poll (descriptors, async), check, close callbacks.
+ * Order of one uv_run() iteration: timers, pending, idle, *prepare*, poll (descriptors), check, close callbacks.
  * Prepare is therefore the last thing before sleeping, and everything that ran since the previous sleep lies before it:
  * that is where our turn ends.  A check handle would miss close callbacks and timers.
  */
-#include "loop/loop_uv.h"
+#include "loop/loop.h"
 
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
+#include <uv.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -38,11 +39,6 @@ struct loop {
 _Static_assert(sizeof(uv_timer_t) <= sizeof(union loop_handle), "timer fits");
 _Static_assert(sizeof(uv_poll_t) <= sizeof(union loop_handle), "poll fits");
 _Static_assert(_Alignof(uv_poll_t) <= _Alignof(union loop_handle), "alignment");
-
-uv_loop_t *loop_uv(struct loop *loop)
-{
-	return &loop->uv;
-}
 
 /* One round takes what waits now; what it defers is for the next. */
 static void deferred_run(struct loop *loop)

@@ -5,26 +5,31 @@
  * Invariant: a stack that is not empty has a wake-up on its way, by whoever put the first mail on it.
  * Deliberately not here: a bound.  Each mail is part of something that a queue of its own bounds (a job, a session).
  *
- * uv_async_send() coalesces: one wake-up may stand for any number of mails, so the loop takes the whole stack each time.
+ * One wake-up may stand for any number of mails, so the loop takes the whole stack each time.
  * It takes it once, not until it stays empty: mails posted meanwhile have their own wake-up, and descriptors get their
  * turn in between.
+ *
+ * Not uv_async_send(): its receiver spins, 30 us at a time, until the sender has left the function, and where both want the same core
+ * the sender cannot.  Here the sender's last act is the write.
  */
 #include "loop/mailbox.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/error.h"
 #include "base/thread.h"
-#include "loop/loop_uv.h"
 
 struct mailbox {
 	/* any thread */
 	_Atomic(struct mail *) newest;
-	/* loop thread, but for uv_async_send() */
-	uv_async_t wake;
+	int fd; /* owns: an eventfd */
+	/* loop thread */
+	struct loop_watch watch;
 	void (*closed)(void *arg);
 	void *arg;
 };
@@ -45,9 +50,16 @@ static void mailbox_drain(struct mailbox *mailbox)
 	}
 }
 
-static void mailbox_on_wake(uv_async_t *wake)
+static void mailbox_on_wake(struct loop_watch *w, unsigned events)
 {
-	mailbox_drain(container_of(wake, struct mailbox, wake));
+	struct mailbox *mailbox = container_of(w, struct mailbox, watch);
+	uint64_t n;
+
+	(void)events;
+	/* First, so that who finds the stack empty from now on wakes us again. */
+	if (read(mailbox->fd, &n, sizeof(n)) < 0)
+		assert(errno == EAGAIN || errno == EINTR);
+	mailbox_drain(mailbox);
 }
 
 int mailbox_new(struct loop *loop, struct mailbox **ret_mailbox)
@@ -59,10 +71,17 @@ int mailbox_new(struct loop *loop, struct mailbox **ret_mailbox)
 	if (!mailbox)
 		return error_origin(-ENOMEM);
 	atomic_init(&mailbox->newest, NULL);
-	r = uv_async_init(loop_uv(loop), &mailbox->wake, mailbox_on_wake);
-	if (r < 0) {
+	mailbox->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (mailbox->fd < 0) {
+		r = error_origin(-errno);
 		free(mailbox);
-		return error_origin(r);
+		return r;
+	}
+	r = loop_watch_start(loop, &mailbox->watch, mailbox->fd, LOOP_READABLE, mailbox_on_wake);
+	if (r < 0) {
+		close(mailbox->fd);
+		free(mailbox);
+		return error_trace(r);
 	}
 	*ret_mailbox = mailbox;
 	return 0;
@@ -71,7 +90,8 @@ int mailbox_new(struct loop *loop, struct mailbox **ret_mailbox)
 void mailbox_post(struct mailbox *mailbox, struct mail *mail)
 {
 	struct mail *newest = atomic_load_explicit(&mailbox->newest, memory_order_relaxed);
-	int r;
+	const uint64_t one = 1;
+	ssize_t n;
 
 	assert(mail->deliver);
 	do
@@ -80,19 +100,22 @@ void mailbox_post(struct mailbox *mailbox, struct mail *mail)
 	                                              memory_order_relaxed));
 	/* @mail may be delivered and freed by now. */
 	if (!newest) {
-		r = uv_async_send(&mailbox->wake);
-		assert(r == 0);
+		do
+			n = write(mailbox->fd, &one, sizeof(one));
+		while (n < 0 && errno == EINTR);
+		assert(n == sizeof(one));
 	}
 }
 
-static void mailbox_on_closed(uv_handle_t *handle)
+static void mailbox_on_closed(struct loop_watch *w)
 {
-	struct mailbox *mailbox = container_of((uv_async_t *)handle, struct mailbox, wake);
+	struct mailbox *mailbox = container_of(w, struct mailbox, watch);
 	void (*closed)(void *arg) = mailbox->closed;
 	void *arg = mailbox->arg;
 
 	while (atomic_load_explicit(&mailbox->newest, memory_order_relaxed))
 		mailbox_drain(mailbox);
+	close(mailbox->fd);
 	free(mailbox);
 	if (closed)
 		closed(arg);
@@ -103,5 +126,5 @@ void mailbox_close(struct mailbox *mailbox, void (*closed)(void *arg), void *arg
 	thread_assert(THREAD_LOOP);
 	mailbox->closed = closed;
 	mailbox->arg = arg;
-	uv_close((uv_handle_t *)&mailbox->wake, mailbox_on_closed);
+	loop_watch_close(&mailbox->watch, mailbox_on_closed);
 }
