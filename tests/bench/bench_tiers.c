@@ -382,6 +382,25 @@ static double recovery(struct tiers *t, struct samples *stores, uint64_t *ret_fo
 	return (double)(*ret_found - first) * 1e9 / (double)(now - start);
 }
 
+/* Bytes a block that has a copy there. */
+static double g3_metadata(struct tiers *t)
+{
+	char *report = NULL;
+	json_t *root;
+	const json_t *g3;
+	double bytes;
+
+	must(kvbm_info(t->kvbm, "namespaces", "bench", NULL, 0, &report) >= 0);
+	root = json_loads(report, 0, NULL);
+	g3 = json_object_get(json_is_array(root) ? json_array_get(root, 0) : root, "g3");
+	must(json_is_integer(json_object_get(g3, "metadata_bytes")) && json_is_integer(json_object_get(g3, "used")));
+	bytes = (double)json_integer_value(json_object_get(g3, "metadata_bytes")) /
+	        (double)json_integer_value(json_object_get(g3, "used"));
+	json_decref(root);
+	free(report);
+	return bytes;
+}
+
 static void p10(struct tiers *t)
 {
 	struct figure f = { .name = "P10",
@@ -390,6 +409,11 @@ static void p10(struct tiers *t)
 		            .goal = GOAL_VALUE_AT_LEAST,
 		            .bound = 1e6 };
 	double rates[P10_STARTS];
+	struct figure metadata = { .name = "P11",
+		                   .variant = "metadata, 1 M blocks on G3",
+		                   .unit = "bytes a block",
+		                   .goal = GOAL_VALUE_AT_MOST,
+		                   .bound = 96 };
 	struct samples stores;
 	uint64_t start = clock_now_ns(), found = 0;
 
@@ -400,6 +424,8 @@ static void p10(struct tiers *t)
 	bench_say("P10", "%llu blocks were written down in %.1f s",
 	          (unsigned long long)daemon_metric(&t->daemon, "blocks_offloaded_total"),
 	          (double)(clock_now_ns() - start) / 1e9);
+	metadata.value = g3_metadata(t);
+	bench_print(&metadata);
 	for (unsigned i = 0; i < P10_STARTS; i++)
 		rates[i] = recovery(t, &stores, &found);
 	bench_from(&f, NULL, rates, P10_STARTS);
