@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* The index has entries for that part more than others of that many slots: three in five are in use, not three in four.  With three in four one insertion in a
+/* The index has entries for that part more than others of that many slots: five in eight are in use, not three in four.  With three in four one insertion in a
  * million finds no room within SHM_MAX_PROBE lines, and a block that was just written is lost; here no table of clients has to stay small. */
 #define INDEX_SPARE 5u
 
