@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -30,6 +31,7 @@ static struct command command;
 static char image[128], mountpoint[128], path_flag[160];
 static int drive_fd = -1, thawer_fd = -1;
 static pid_t thawer;
+static bool *not_run; /* told by the test's process */
 
 static const char *const flags[] = { "--g2.size=4M",
 	                             "--g2.region_size=2M",
@@ -170,7 +172,7 @@ START_TEST(memory_serves_on_and_the_drive_comes_back)
 	struct cache c;
 
 	if (!drive_make()) {
-		printf("not run: no right to mount, or no loop device\n");
+		*not_run = true;
 		return;
 	}
 	must(snprintf(path_flag, sizeof(path_flag), "--g3.path=%s/g3.img", mountpoint) > 0);
@@ -220,6 +222,8 @@ int main(void)
 	SRunner *sr;
 	int failed;
 
+	not_run = mmap(NULL, sizeof(*not_run), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	must(not_run != MAP_FAILED);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, memory_serves_on_and_the_drive_comes_back);
@@ -228,5 +232,9 @@ int main(void)
 	srunner_run_all(sr, CK_ENV);
 	failed = srunner_ntests_failed(sr);
 	srunner_free(sr);
+	if (failed == 0 && *not_run) {
+		printf("g3_stuck: no right to mount, or no loop device\n");
+		return 77;
+	}
 	return failed ? 1 : 0;
 }
