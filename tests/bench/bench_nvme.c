@@ -46,8 +46,8 @@ struct nvme_bench {
 	struct copy copies[DEPTH_MAX];
 	uint32_t depth, flying;
 	/* the round */
-	bool write, random, recovered, closed;
-	uint64_t end_ns, blocks, blocks_ever, next, state;
+	bool write, random, cold, recovered, closed;
+	uint64_t end_ns, blocks, blocks_ever, next, next_memory, state;
 	/* to be written: a ring of places, set free AHEAD at a time when as many are left */
 	uint32_t ahead[2 * AHEAD], n_ahead, at_ahead;
 };
@@ -155,6 +155,8 @@ static void copy_next(struct copy *c)
 	c->io.write = b->write;
 	c->io.area = b->ids[c->place / b->area_slots];
 	c->io.place = c->place % b->area_slots;
+	if (b->cold) /* whatever was there has left the cache since */
+		c->io.offset = b->next_memory++ % (b->region.size / b->shape.lane_bytes) * b->shape.lane_bytes;
 	if (b->write) {
 		*copy_end(c, false) = *copy_end(c, true) = c->place + UINT64_C(1);
 	} else {
@@ -271,7 +273,7 @@ static void bench_start(struct nvme_bench *b)
 	fio_fill(b->fio_path, FILE_BYTES);
 	must(loop_new(&b->loop) == 0);
 	b->memory = FIO_HUGETLB;
-	b->region = (struct tier_region){ .size = UINT64_C(64) << 20, .fd = -1, .ro_fd = -1 };
+	b->region = (struct tier_region){ .size = UINT64_C(256) << 20, .fd = -1, .ro_fd = -1 };
 	b->region.base = mmap(NULL, b->region.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB,
 	                      -1, 0);
 	if (b->region.base == MAP_FAILED) {
@@ -391,6 +393,21 @@ static void figure_lmcache(struct nvme_bench *b, const char *size)
 	bench_print(&f);
 }
 
+/* fio's few buffers, and the others' here, stay in the processor's cache; a daemon's memory does not. */
+static void figures_cold(struct nvme_bench *b, const char *size)
+{
+	b->random = false;
+	b->cold = true;
+	for (unsigned i = 0; i < 2; i++) {
+		char text[80];
+
+		b->write = i == 0;
+		snprintf(text, sizeof(text), "tier, G%s of %s, memory in turn", b->write ? "2->G3" : "3->G2", size);
+		figure_pair(b, text, 0);
+	}
+	b->cold = false;
+}
+
 /* @bound_random: of writes at random places; 0: no goal, see tests/bench/README.md. */
 static void figures_of(struct nvme_bench *b, const char *size, double bound, double bound_random)
 {
@@ -414,6 +431,7 @@ static void figures_of(struct nvme_bench *b, const char *size, double bound, dou
 		if (b->lmcache && !b->random)
 			figure_lmcache(b, size);
 	}
+	figures_cold(b, size);
 }
 
 int main(void)
