@@ -227,6 +227,17 @@ int worker_submit(struct worker_pool *pool, struct job *job)
 	return r;
 }
 
+bool worker_pool_waits(struct worker_pool *pool)
+{
+	bool waits;
+
+	thread_assert(THREAD_WORKER);
+	pthread_mutex_lock(&pool->mtx);
+	waits = pool->n_waiting > 0;
+	pthread_mutex_unlock(&pool->mtx);
+	return waits;
+}
+
 unsigned worker_pool_threads(const struct worker_pool *pool)
 {
 	thread_assert(THREAD_LOOP);

@@ -6,6 +6,8 @@
 #ifndef LOOP_WORKER_H
 #define LOOP_WORKER_H
 
+#include <stdbool.h>
+
 #include "loop/loop.h"
 #include "loop/mailbox.h"
 
@@ -17,7 +19,9 @@ enum {
 struct worker_pool;
 
 struct job {
-	void (*run)(struct job *job);  /* on a worker thread; touches nothing but the job and what it points to */
+	/* On a worker thread; touches nothing but the job and what it points to.  Others wait behind it: what takes longer than a few
+	 * milliseconds is cut in pieces, or asks worker_pool_waits(), and is submitted again. */
+	void (*run)(struct job *job);
 	void (*done)(struct job *job); /* on the loop thread, exactly once, after run; may free or submit it again */
 	/* the pool's */
 	struct worker_pool *pool;
@@ -30,6 +34,9 @@ int worker_pool_new(struct mailbox *mailbox, unsigned n_threads, unsigned max_wa
 
 /* 0: job->done() will come, never inline.  WORKER_E_FULL, WORKER_E_CLOSING: it will not. */
 int worker_submit(struct worker_pool *pool, struct job *job);
+
+/* On a worker thread: does another job wait for one? */
+bool worker_pool_waits(struct worker_pool *pool);
 
 unsigned worker_pool_threads(const struct worker_pool *pool);
 

@@ -103,7 +103,7 @@ static bool host_prepared_drop_one(struct host *h)
 	list_for_each(it, &h->prepared) {
 		struct host_region *hr = container_of(it, struct host_region, link);
 
-		if (!worst || hr->populated < worst->populated)
+		if (!worst || hr->touched < worst->touched)
 			worst = hr;
 	}
 	if (worst)
@@ -164,9 +164,9 @@ static struct host_region *host_prepared_best(struct host *h, uint64_t size)
 	list_for_each(it, &h->prepared) {
 		struct host_region *hr = container_of(it, struct host_region, link);
 
-		if (hr->region.size == size && (!best || hr->populated > best->populated))
+		if (hr->region.size == size && (!best || hr->touched > best->touched))
 			best = hr;
-		if (best && best->populated == size)
+		if (best && best->touched == size)
 			break;
 	}
 	return best;
@@ -201,10 +201,10 @@ static void host_region_place(struct host *h, struct host_region *hr, uint32_t l
 	if (h->nodes.n <= 1 || lanes == 0 || lane_area == 0)
 		return;
 	nodes_bind(&h->nodes, &hr->map, 0, hr->region.size, false);
-	if (!h->workers || hr->next == 0)
+	if (!h->workers || (hr->touched == 0 && hr->busy == 0))
 		return;
-	h->populated_bytes -= hr->populated;
-	hr->populated = hr->next = 0;
+	h->populated_bytes -= hr->touched;
+	hr->touched = 0;
 	hr->pass++;
 	list_del(&hr->todo);
 	list_add_tail(&h->todo, &hr->todo);

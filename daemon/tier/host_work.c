@@ -12,8 +12,8 @@
 #include "base/assert.h"
 #include "base/error.h"
 
-#define CHUNK (UINT64_C(64) << 20)        /* of one touching job */
-#define PUNCH_INLINE (UINT64_C(16) << 20) /* up to here the loop does it, in a few milliseconds */
+#define TOUCH_BYTES (UINT64_C(64) << 20) /* of one job, while no other waits for it */
+#define PUNCH_BYTES (UINT64_C(16) << 20) /* of one job, a few milliseconds; up to here the loop does it */
 #define RETRY_NS UINT64_C(100000000)
 
 /* ---- on a worker ---- */
@@ -22,7 +22,8 @@ static void touch_run(struct job *job)
 {
 	struct host_touch *t = container_of(job, struct host_touch, job);
 
-	/* In small steps, because the kernel holds off whoever wants to map something meanwhile. */
+	/* In small steps, because the kernel holds off whoever wants to map something meanwhile; and no more of them once another job waits: somebody may wait for
+	 * that one, as for the checksum of a block that comes up. */
 	while (t->r == 0 && t->done < t->size && !atomic_load(&t->region->stop)) {
 		uint64_t offset = t->offset + t->done, left = t->size - t->done;
 		uint64_t n = left < REGION_GRAIN ? left : REGION_GRAIN;
@@ -32,10 +33,20 @@ static void touch_run(struct job *job)
 		t->r = region_populate(t->map.base + offset, n);
 		if (t->r == 0)
 			t->done += n;
+		if (worker_pool_waits(job->pool))
+			break;
 	}
 	/* Of one that was dropped meanwhile, huge pages may have gone to others already. */
 	if (t->r < 0 && !atomic_load(&t->region->stop))
 		(void)error_origin(t->r);
+}
+
+static void host_punch_piece(struct host_region *hr)
+{
+	uint64_t left = hr->region.size - hr->punched, n = left < PUNCH_BYTES ? left : PUNCH_BYTES;
+
+	region_punch(&hr->region, hr->punched, n);
+	hr->punched += n;
 }
 
 static void punch_run(struct job *job)
@@ -45,7 +56,7 @@ static void punch_run(struct job *job)
 	if (hr->keep)
 		region_close(&hr->region); /* takes as long, where nobody else maps it */
 	else
-		region_punch(&hr->region);
+		host_punch_piece(hr);
 }
 
 /* ---- back on the loop ---- */
@@ -75,8 +86,20 @@ static void punch_done(struct job *job)
 
 	assert(hr->state == HOST_DYING && hr->busy == 1);
 	hr->busy--;
-	host_region_free(hr);
-	host_job_done(h);
+	if (hr->keep || hr->punched == hr->region.size)
+		host_region_free(hr);
+	host_job_done(h); /* hands out the next piece */
+}
+
+/* One is finished before another is begun, and those in use before those that are only prepared. */
+static void host_touch_later(struct host *h, struct host_region *hr)
+{
+	const struct list *first = list_first(&h->todo);
+
+	if (first && hr->state == HOST_PREPARED && container_of(first, struct host_region, todo)->state == HOST_OUT)
+		list_add_tail(&h->todo, &hr->todo);
+	else
+		list_add_head(&h->todo, &hr->todo);
 }
 
 static void touch_done(struct job *job)
@@ -88,13 +111,12 @@ static void touch_done(struct job *job)
 	assert(hr && hr->busy > 0);
 	t->region = NULL;
 	hr->busy--;
-	if (hr->state != HOST_DYING) {
-		if (t->pass == hr->pass) {
-			hr->populated += t->done;
-			h->populated_bytes += t->done;
-		}
-		if (t->r < 0)
-			list_del(&hr->todo); /* a page the machine cannot give: leave the rest to who uses it */
+	if (hr->state != HOST_DYING && t->pass == hr->pass) {
+		hr->touched += t->done;
+		h->populated_bytes += t->done;
+		/* A page the machine cannot give: the rest is left to who uses it. */
+		if (t->r == 0 && hr->touched < hr->region.size)
+			host_touch_later(h, hr);
 	}
 	host_job_done(h);
 }
@@ -112,7 +134,9 @@ static void host_on_retry(struct loop_timer *timer)
 
 static struct host_touch *host_idle_touch(struct host *h)
 {
-	for (uint32_t i = 0; i < HOST_TOUCHES; i++)
+	unsigned n = worker_pool_threads(h->workers); /* none waits in front of others' jobs */
+
+	for (uint32_t i = 0; i < HOST_TOUCHES && i < n; i++)
 		if (!h->touches[i].region)
 			return &h->touches[i];
 	return NULL;
@@ -128,7 +152,7 @@ static void host_ask_again(struct host *h)
 /* Pages of the pool are few, quickly given back, and reserved for the next region only then. */
 static bool punch_is_quick(const struct host *h, const struct host_region *hr)
 {
-	return !h->workers || hr->region.pages == REGION_PAGES_HUGETLB || hr->region.size <= PUNCH_INLINE;
+	return !h->workers || hr->region.pages == REGION_PAGES_HUGETLB || hr->region.size <= PUNCH_BYTES;
 }
 
 /* False: try again later. */
@@ -149,7 +173,7 @@ static bool host_punch(struct host *h, struct host_region *hr)
 		return true;
 	}
 	if (!hr->keep)
-		region_punch(&hr->region); /* clients may map it: closing alone would not give it back */
+		region_punch(&hr->region, 0, hr->region.size); /* clients may map it: closing alone would not give it back */
 	host_region_free(hr);
 	return true;
 }
@@ -157,7 +181,7 @@ static bool host_punch(struct host *h, struct host_region *hr)
 static bool host_touch_next(struct host *h, struct host_touch *t)
 {
 	struct host_region *hr = container_of(list_first(&h->todo), struct host_region, todo);
-	uint64_t left = hr->region.size - hr->next;
+	uint64_t left = hr->region.size - hr->touched;
 	int r;
 
 	assert(left > 0 && hr->state != HOST_DYING);
@@ -166,8 +190,8 @@ static bool host_touch_next(struct host *h, struct host_touch *t)
 		.host = h,
 		.region = hr,
 		.map = hr->map,
-		.offset = hr->next,
-		.size = left < CHUNK ? left : CHUNK,
+		.offset = hr->touched,
+		.size = left < TOUCH_BYTES ? left : TOUCH_BYTES,
 		.pass = hr->pass,
 	};
 	r = worker_submit(h->workers, &t->job);
@@ -179,9 +203,7 @@ static bool host_touch_next(struct host *h, struct host_touch *t)
 	}
 	hr->busy++;
 	h->n_busy++;
-	hr->next += t->size;
-	if (hr->next == hr->region.size)
-		list_del(&hr->todo);
+	list_del(&hr->todo); /* one worker at a time: it may come back with less than it was given */
 	return true;
 }
 
@@ -206,14 +228,14 @@ void host_work_end(struct host *h, struct host_region *hr)
 {
 	list_del(&hr->link);
 	list_del(&hr->todo);
-	h->populated_bytes -= hr->populated;
-	hr->populated = 0;
+	h->populated_bytes -= hr->touched;
+	hr->touched = 0;
 	hr->keep = h->leaving && hr->state == HOST_OUT;
 	hr->state = HOST_DYING;
 	list_add_tail(&h->dying, &hr->link);
 	atomic_store(&hr->stop, true);
 	if (hr->busy > 0 && !hr->keep && punch_is_quick(h, hr))
-		region_punch(&hr->region); /* most of it now; what the workers are at, when they let go */
+		region_punch(&hr->region, 0, hr->region.size); /* most of it now; what the workers are at, when they let go */
 	host_work_kick(h);
 }
 

@@ -19,22 +19,22 @@
 #include "tier/tier.h"
 
 #define HOST_PREPARED_MAX 256u /* each is a descriptor */
-#define HOST_TOUCHES 16u       /* jobs at a time */
+#define HOST_TOUCHES 16u       /* jobs at a time, and no more than there are workers */
 
 enum host_state { HOST_PREPARED = 0, HOST_OUT, HOST_DYING };
 
 struct host_region {
 	struct list link;  /* on the list of its state */
-	struct list todo;  /* on host->todo while parts of it were handed to nobody */
+	struct list todo;  /* on host->todo while there is more to touch and no worker is at it */
 	struct host *host; /* borrows */
 	struct region region;
 	enum host_state state;
-	uint64_t next;      /* from here on it was handed to nobody */
-	uint64_t populated; /* bytes touched, of this pass */
-	uint32_t busy;      /* jobs */
-	uint32_t pass;      /* a second one moves what was touched before it had lanes */
+	uint64_t touched; /* bytes, from the start on; of this pass */
+	uint32_t busy;    /* jobs */
+	uint32_t pass;    /* a second one moves what was touched before it had lanes */
 	struct nodes_map map;
 	struct job punch;
+	uint64_t punched; /* given back up to here */
 	bool keep;        /* once it is dying: clients keep its bytes */
 	atomic_bool stop; /* any thread: no more touching */
 };

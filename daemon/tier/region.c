@@ -215,10 +215,10 @@ int region_populate(void *base, uint64_t size)
 	return 0;
 }
 
-void region_punch(struct region *region)
+void region_punch(const struct region *region, uint64_t offset, uint64_t size)
 {
-	assert(region->fd >= 0);
-	if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)region->size) < 0)
+	assert(region->fd >= 0 && offset + size <= region->size);
+	if (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size) < 0)
 		(void)error_origin(-errno);
 }
 

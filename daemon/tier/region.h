@@ -56,9 +56,9 @@ int region_freeze(struct region *region);
  * Returns 0 or -errno, which is not logged here. */
 int region_populate(void *base, uint64_t size);
 
-/* Any thread.  Gives the pages back to the system, whoever maps them; what is read there afterwards are zeros.  Takes the
+/* Any thread.  Gives the pages of a part back to the system, whoever maps them; what is read there afterwards are zeros.  Takes the
  * kernel a quarter of a second for a gigabyte of small pages. */
-void region_punch(struct region *region);
+void region_punch(const struct region *region, uint64_t offset, uint64_t size);
 
 /* Bytes the system has given to it now. */
 uint64_t region_resident(const struct region *region);

@@ -205,6 +205,66 @@ START_TEST(all_of_it_is_touched_in_the_background)
 }
 END_TEST
 
+struct other {
+	struct job job;
+	bool done;
+	int fd;
+	uint64_t before, left; /* what the system has given to it, in its turn */
+};
+
+static void other_run(struct job *job)
+{
+	struct other *other = container_of(job, struct other, job);
+
+	other->left = resident(other->fd);
+}
+
+static void other_done(struct job *job)
+{
+	container_of(job, struct other, job)->done = true;
+}
+
+/* A job of somebody else that is given to the workers now. */
+static struct other other_job(int fd)
+{
+	struct other other = { .job = { .run = other_run, .done = other_done }, .fd = fd };
+
+	ck_assert_int_eq(worker_submit(pool, &other.job), 0);
+	other.before = resident(fd); /* not before: who knows when we go on */
+	while (!other.done)
+		loop_turn(loop, true);
+	return other;
+}
+
+/* Checksums of blocks that come up go to the same workers; memory is touched for minutes where there is much of it. */
+START_TEST(others_wait_for_little_of_it)
+{
+	struct tier_region r;
+	struct other other;
+	bool closed = false;
+	int fd;
+
+	worker_pool_close(pool, on_closed, &closed);
+	loop_run(loop);
+	ck_assert_int_eq(worker_pool_new(mailbox, 1, 64, &pool), 0); /* so that the order is certain */
+	tier_open(256 * MIB, 256 * MIB);
+	r = make(256 * MIB, 256 * MIB);
+	fd = dup(r.ro_fd);
+	for (unsigned i = 0; i < 8; i++) {
+		other = other_job(fd);
+		ck_assert_uint_le(other.left, other.before + 2 * 2 * MIB); /* the step it was at, and one begun in this moment */
+	}
+	wait_populated(256 * MIB);
+	ck_assert_uint_eq(resident(fd), 256 * MIB);
+	t->ops->region_drop(t, &r);
+	other = other_job(fd);
+	ck_assert_uint_ge(other.left + 2 * 16 * MIB, other.before);
+	wait_populated(256 * MIB);
+	ck_assert_uint_eq(resident(fd), 0);
+	close(fd);
+}
+END_TEST
+
 START_TEST(other_sizes_take_the_place_of_prepared_ones)
 {
 	struct tier_region a, b;
@@ -549,6 +609,7 @@ int main(void)
 	tcase_add_test(tc, sizes_are_rounded_and_chosen);
 	tcase_add_test(tc, budget_is_exact);
 	tcase_add_test(tc, all_of_it_is_touched_in_the_background);
+	tcase_add_test(tc, others_wait_for_little_of_it);
 	tcase_add_test(tc, other_sizes_take_the_place_of_prepared_ones);
 	tcase_add_test(tc, drop_gives_memory_back_although_a_client_maps_it);
 	tcase_add_test(tc, at_the_end_clients_keep_what_they_map);

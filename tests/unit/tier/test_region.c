@@ -153,7 +153,7 @@ START_TEST(pages_come_and_go)
 	ck_assert_int_eq(region_populate(region.base, 4 * MIB), 0);
 	ck_assert_int_eq(reader[0], 7);
 	ck_assert_int_eq(reader[4 * MIB - 1], 7);
-	region_punch(&region);
+	region_punch(&region, 0, region.size);
 	ck_assert_uint_eq(region_resident(&region), 0); /* although a client maps it */
 	ck_assert_int_eq(reader[0], 0);
 	munmap(reader, 4 * MIB);
@@ -189,7 +189,7 @@ START_TEST(reserved_pages_or_a_refusal)
 	ck_assert_int_eq(region_populate(r.base, 4 * MIB), 0);
 	ck_assert_uint_eq(region_resident(&r), 4 * MIB);
 	ck_assert_int_eq(ftruncate(r.fd, 0), -1);
-	region_punch(&r);
+	region_punch(&r, 0, r.size);
 	ck_assert_uint_eq(region_resident(&r), 0);
 	region_close(&r);
 }
