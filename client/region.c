@@ -15,7 +15,7 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 
 /* Aligned to 2 MiB, so that huge pages behind the descriptor are mapped as such. */
-static void *region_mmap(int fd, uint64_t size, int prot)
+static void *region_mmap(int fd, uint64_t size, int prot, bool huge)
 {
 	char *base = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	size_t skip;
@@ -33,6 +33,8 @@ static void *region_mmap(int fd, uint64_t size, int prot)
 		munmap(base, skip);
 	munmap(base + skip + size, HUGE_PAGE - skip);
 	(void)madvise(p, size, MADV_DONTFORK);
+	if (huge) /* for what is not there yet, where we write to it before the daemon has touched it */
+		(void)madvise(p, size, MADV_HUGEPAGE);
 	return p;
 }
 
@@ -55,7 +57,7 @@ static int region_map_host(const struct kvbm_ns *ns, const struct shm_region *ta
 	ret->size = (uint64_t)st.st_size;
 	if (!region_fits(v, table, ret->size))
 		return kvbm__fail(k, KVBM_E_PROTO, "a region is not what the index says of it");
-	ret->base = region_mmap(fd, ret->size, PROT_READ | (v->writable ? PROT_WRITE : 0));
+	ret->base = region_mmap(fd, ret->size, PROT_READ | (v->writable ? PROT_WRITE : 0), k->answer.reply->region->huge);
 	if (!ret->base)
 		return kvbm__fail(k, KVBM_E_SYS, "a region cannot be mapped: %s", strerror(errno));
 	return 0;

@@ -237,6 +237,7 @@ int handle_region(const struct request *q, struct reply *reply)
 	body->serial = m->serial;
 	body->size = region->size;
 	body->writable = writable;
+	body->huge = region->huge;
 	reply->message.region = body;
 	return 0;
 }

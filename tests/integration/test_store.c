@@ -2,6 +2,7 @@
 /* How blocks get in: reserve, write, commit, abort [1-5, 7].  Writers of the same keys and of lanes: test_store_together.c. */
 #include <check.h>
 #include <poll.h>
+#include <stdlib.h>
 
 #include "tests/lib/cache.h"
 #include "tests/lib/daemon_proc.h"
@@ -25,6 +26,17 @@ static void setup(void)
 	const char *const patient[] = { flags[0], flags[1], flags[2], NULL };
 
 	daemon_start(&d, patient);
+	model = cache_model("store", BLOCK, 1);
+	cache_open(&c, d.socket, &model);
+	daemon_baseline(&d, &baseline);
+}
+
+/* Huge pages, where this machine gives them. */
+static void setup_huge(void)
+{
+	const char *const huge[] = { flags[0], flags[1], NULL };
+
+	daemon_start(&d, huge);
 	model = cache_model("store", BLOCK, 1);
 	cache_open(&c, d.socket, &model);
 	daemon_baseline(&d, &baseline);
@@ -228,6 +240,47 @@ START_TEST(abort_gives_back_all_or_nothing)
 END_TEST
 
 /* After the deadline the slots are nobody's, but their writer may still be at it: free once it says, or is gone. */
+/* The flags of the mapping that @address is in. */
+static void mapping_flags(const void *address, char *ret, size_t size)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	char line[512];
+	bool in = false;
+
+	must(f);
+	ret[0] = '\0';
+	while (!ret[0] && fgets(line, sizeof(line), f)) {
+		unsigned long from, to;
+
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			in = (uintptr_t)address >= from && (uintptr_t)address < to;
+		else if (in && strncmp(line, "VmFlags:", 8) == 0)
+			snprintf(ret, size, "%s", line);
+	}
+	must(ret[0]);
+	fclose(f);
+}
+
+/* What is not there yet is made by whoever writes to it first: on small pages for good, if that did not wish for huge ones. */
+START_TEST(a_client_wishes_for_the_daemons_pages)
+{
+	struct kvbm_span span;
+	char *report, vm_flags[512];
+	uint8_t key[64];
+
+	must_eq(reserve(0, 1, &span, key), 1);
+	mapping_flags(kvbm_data(c.ns, &span, 0), vm_flags, sizeof(vm_flags));
+	cache_ok(&c, kvbm_info(c.kvbm, "tiers", "g2", NULL, 0, &report));
+	must(strstr(report, "\"pages\""));
+	if (strstr(report, "\"thp\""))
+		must(strstr(vm_flags, " hg"));
+	else
+		must(!strstr(vm_flags, " hg"));
+	free(report);
+	must_eq(kvbm_abort(c.ns, ALL, &span, 1), 1);
+}
+END_TEST
+
 START_TEST(a_missed_deadline)
 {
 	struct kvbm_span spans[8];
@@ -349,7 +402,8 @@ static TCase *tests(const char *name, void (*up)(void))
 int main(void)
 {
 	Suite *s = suite_create("store");
-	TCase *tc = tests("store", setup), *hasty = tests("deadline", setup_hasty);
+	TCase *tc = tests("store", setup), *huge = tests("huge pages", setup_huge),
+	      *hasty = tests("deadline", setup_hasty);
 	SRunner *sr = srunner_create(s);
 	int failed;
 
@@ -362,9 +416,12 @@ int main(void)
 	tcase_add_test(tc, commits_without_waiting_are_counted);
 	tcase_add_test(tc, waiting_calls_and_commits_without_waiting_mix);
 	tcase_add_test(tc, a_reader_cannot_write);
+	tcase_add_test(tc, a_client_wishes_for_the_daemons_pages);
+	tcase_add_test(huge, a_client_wishes_for_the_daemons_pages);
 	tcase_add_test(hasty, a_missed_deadline);
 	tcase_add_test(hasty, who_keeps_to_the_deadline_is_not_hurried);
 	suite_add_tcase(s, tc);
+	suite_add_tcase(s, huge);
 	suite_add_tcase(s, hasty);
 	srunner_run_all(sr, CK_ENV);
 	failed = srunner_ntests_failed(sr);
