@@ -25,8 +25,6 @@
 #include "base/error.h"
 #include "base/thread.h"
 
-#define WORKER_NICE 10
-
 struct worker {
 	struct worker_pool *pool; /* borrows */
 	pthread_t thread;
@@ -72,15 +70,15 @@ static struct job *worker_take(struct worker_pool *pool)
 	return container_of(it, struct job, link);
 }
 
-/* A worker computes for as long as the loop and the engines take for many turns: where they want the same core, it is not they who wait.  Above all it does not
- * take the loop's place in the moment in which that gives it a job.  Where somebody has chosen another policy for the process (chrt), that stays. */
+/* A worker computes for as long as the loop takes for many turns: in the moment in which that gives it a job it does not take the loop's place.  Its share of a busy
+ * machine is that of others all the same (no nice value): blocks that come up wait for their checksum.  Where somebody has chosen another policy for the process (chrt),
+ * that stays. */
 static void worker_step_back(void)
 {
 	struct sched_param param = { 0 };
 
 	if (sched_getscheduler(0) == SCHED_OTHER)
-		(void)sched_setscheduler(0, SCHED_BATCH, &param); /* of this thread only, both */
-	(void)!nice(WORKER_NICE);
+		(void)sched_setscheduler(0, SCHED_BATCH, &param); /* of this thread only */
 }
 
 static void *worker_main(void *arg)

@@ -184,7 +184,7 @@ START_TEST(a_worker_steps_back)
 	while (n_done == 0)
 		loop_turn(loop, true);
 	ck_assert_int_eq(found.policy, policy == SCHED_OTHER ? SCHED_BATCH : policy);
-	ck_assert_int_eq(found.nice, nice + 10 < 19 ? nice + 10 : 19);
+	ck_assert_int_eq(found.nice, nice); /* blocks that come up wait for it, on a busy machine too */
 	ck_assert_int_eq(getpriority(PRIO_PROCESS, 0), nice);
 	ck_assert_int_eq(sched_getscheduler(0), policy);
 }
