@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* P7, P8, P10 through the whole daemon: blocks go down because a client stores more than memory holds, and come up because it asks for them;
- * what others notice of that; and how soon a restarted daemon knows again what is below.
+ * what others notice of that; how soon a restarted daemon knows again what is below, and what blocks wait for that come up then (P9).
  */
 #include <jansson.h>
 #include <poll.h>
@@ -33,9 +33,17 @@ struct tiers {
 	struct client_proc bringers[BRINGERS];
 };
 
+static char g2_size[40];
+
+/* From its next start on. */
+static void tiers_resize(uint64_t g2)
+{
+	snprintf(g2_size, sizeof(g2_size), "--g2.size=%llu", (unsigned long long)g2);
+}
+
 static void tiers_start(struct tiers *t, uint64_t g2, uint64_t g3, uint64_t lane_bytes, unsigned depth)
 {
-	static char g2_size[40], g3_size[40], g3_path[160], g3_depth[40];
+	static char g3_size[40], g3_path[160], g3_depth[40];
 	static const char *flags[] = { g2_size,
 		                       g3_size,
 		                       g3_path,
@@ -44,7 +52,7 @@ static void tiers_start(struct tiers *t, uint64_t g2, uint64_t g3, uint64_t lane
 		                       "--limits.slots_per_uid=1048576",
 		                       NULL };
 
-	snprintf(g2_size, sizeof(g2_size), "--g2.size=%llu", (unsigned long long)g2);
+	tiers_resize(g2);
 	snprintf(g3_size, sizeof(g3_size), "--g3.size=%llu", (unsigned long long)g3);
 	snprintf(g3_path, sizeof(g3_path), "--g3.path=%s", t->path);
 	snprintf(g3_depth, sizeof(g3_depth), "--g3.depth=%u", depth);
@@ -299,6 +307,69 @@ static double ping_p99(struct tiers *t, struct samples *samples)
 	return samples_quantile(samples, 0.99);
 }
 
+static void spinner_main(struct client_self *self, void *arg)
+{
+	(void)arg;
+	for (;;) {
+		client_at(self, "idle");
+		while (!client_told(self))
+			;
+		client_pass(self, "halted");
+	}
+}
+
+/* A run of blocks, asked for one after the other. */
+static double bring_p99(struct tiers *t, struct samples *samples)
+{
+	uint64_t end = clock_now_ns() + ROUND_MS * CLOCK_NS_PER_MS, from, to;
+
+	samples_clear(samples);
+	do {
+		from = clock_now_ns();
+		must_eq(tiers_bring(t), t->batch);
+		to = clock_now_ns();
+		samples_add(samples, to - from);
+	} while (to < end);
+	return samples_quantile(samples, 0.99);
+}
+
+/* Engines wait for their devices by spinning: a node's cores are busy when it is. */
+static void p8_busy_cores(struct tiers *t, const char *size, struct samples *samples)
+{
+	char variant[100];
+	struct figure f = { .name = "P8", .variant = variant, .unit = "us", .limit_is = "p99 when idle", .goal = GOAL_NONE };
+	double quiet[P8_ROUNDS], busy[P8_ROUNDS];
+	struct client_proc spinners[8];
+	long cores = sysconf(_SC_NPROCESSORS_ONLN);
+	bool random = t->random;
+
+	if (cores > 8) {
+		bench_say("P8", "more than 8 cores: not made busy");
+		return;
+	}
+	for (long i = 0; i < cores; i++) {
+		client_start(&spinners[i], spinner_main, NULL);
+		client_await(&spinners[i], "idle");
+	}
+	t->random = false; /* none that is in memory still */
+	for (unsigned i = 0; i < P8_ROUNDS; i++) {
+		quiet[i] = bring_p99(t, samples);
+		for (long k = 0; k < cores; k++)
+			client_go(&spinners[k]);
+		busy[i] = bring_p99(t, samples);
+		for (long k = 0; k < cores; k++) {
+			client_lead(&spinners[k], "halted");
+			client_await(&spinners[k], "idle");
+		}
+	}
+	t->random = random;
+	for (long i = 0; i < cores; i++)
+		client_kill(&spinners[i]);
+	snprintf(variant, sizeof(variant), "p99 of %u blocks of %s brought up while every core is busy", t->batch, size);
+	bench_from(&f, quiet, busy, P8_ROUNDS);
+	bench_print(&f);
+}
+
 static void p8_size(struct tiers *t, const char *size, uint64_t lane_bytes)
 {
 	char variant[100];
@@ -316,6 +387,8 @@ static void p8_size(struct tiers *t, const char *size, uint64_t lane_bytes)
 	samples_init(&samples, 200000);
 	tiers_start(t, G2_BYTES, G3_BYTES, lane_bytes, 32);
 	tiers_store(t, (G2_BYTES + G3_BYTES) / lane_bytes);
+	tiers_settle(t);
+	p8_busy_cores(t, size, &samples);
 	client_start(&mover, mover_main, t);
 	client_await(&mover, "idle");
 	(void)ping_p99(t, &samples);
@@ -348,6 +421,71 @@ static void p8(struct tiers *t)
 	p8_size(t, "2 MiB", 2 * MIB);
 	t->batch = 64;
 	p8_size(t, "64 KiB", 64 << 10);
+}
+
+/* ---- P9 ---- */
+
+#define P9_BLOCKS 4096u
+#define P9_ROUNDS 3u
+#define P9_SAMPLES 500u
+#define P9_LANE (UINT64_C(64) << 10)
+
+/* One block after the other, with pauses, until @touched bytes of memory are there or a round is full; or, with 0, a full round. */
+static double up_p99(struct tiers *t, struct samples *samples, uint64_t touched)
+{
+	uint8_t key[FILL_KEY_BYTES];
+
+	samples_clear(samples);
+	while (samples->n < P9_SAMPLES && (touched == 0 || fill_ask(t->kvbm, "tiers", "g2", "touched_bytes") < touched)) {
+		uint64_t from = clock_now_ns();
+
+		fill_keys(t->at++, 1, key);
+		must_eq(kvbm_onboard(t->ns, key, 1, NULL, NULL, NULL), 1);
+		samples_add(samples, clock_now_ns() - from);
+		(void)poll(NULL, 0, 2);
+	}
+	must(samples->n > 0);
+	return samples_quantile(samples, 0.99);
+}
+
+/* A daemon that has started touches its memory for seconds to minutes; the same workers check what comes up. */
+static void p9(struct tiers *t)
+{
+	char variant[100];
+	struct figure f = { .name = "P9", .variant = variant, .unit = "us", .limit_is = "when all is touched", .goal = GOAL_NONE };
+	double during[P9_ROUNDS], after[P9_ROUNDS];
+	uint64_t bytes = 8 * GIB;
+	struct samples samples;
+
+	while (bytes > GIB && bytes + 2 * GIB > bench_available_bytes())
+		bytes /= 2;
+	samples_init(&samples, P9_SAMPLES);
+	tiers_start(t, 64 * MIB, GIB, P9_LANE, 32);
+	t->batch = 64;
+	tiers_store(t, P9_BLOCKS + 64 * MIB / P9_LANE);
+	tiers_settle(t);
+	for (unsigned i = 0; i < P9_ROUNDS; i++) {
+		daemon_kill(&t->daemon);
+		tiers_resize(bytes);
+		daemon_run(&t->daemon);
+		while (kvbm_ping(t->kvbm) != 0)
+			;
+		fill_store(t->ns, t->next, 1); /* attached again */
+		t->next++;
+		while (!tier_says(t->kvbm, "g3", "state", "online"))
+			(void)poll(NULL, 0, 1);
+		t->at = 0;
+		during[i] = up_p99(t, &samples, bytes);
+		while (fill_ask(t->kvbm, "tiers", "g2", "touched_bytes") < bytes)
+			(void)poll(NULL, 0, 5);
+		after[i] = up_p99(t, &samples, 0);
+	}
+	snprintf(variant, sizeof(variant), "p99 of a block of 64 KiB brought up while %llu GiB are touched",
+	         (unsigned long long)(bytes / GIB));
+	bench_from(&f, after, during, P9_ROUNDS);
+	bench_print(&f);
+	samples_deinit(&samples);
+	tiers_stop(t);
 }
 
 /* ---- P10 ---- */
@@ -441,7 +579,7 @@ int main(void)
 {
 	static struct tiers t;
 
-	if (!bench_wanted("P7") && !bench_wanted("P8") && !bench_wanted("P10"))
+	if (!bench_wanted("P7") && !bench_wanted("P8") && !bench_wanted("P9") && !bench_wanted("P10"))
 		return 0;
 	bench_init();
 	tiers_files(&t);
@@ -449,6 +587,8 @@ int main(void)
 		p7(&t);
 	if (bench_wanted("P8"))
 		p8(&t);
+	if (bench_wanted("P9"))
+		p9(&t);
 	if (bench_wanted("P10"))
 		p10(&t);
 	tmpdir_remove(&t.dir);
