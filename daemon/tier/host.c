@@ -80,6 +80,7 @@ static int host_region_new(struct host *h, uint64_t size, struct host_region **r
 		.size = size,
 		.unit = pages == REGION_PAGES_SMALL ? REGION_SMALL_PAGE : REGION_GRAIN,
 	};
+	hr->present = !h->workers; /* else once they have been there */
 	nodes_interleave(&h->nodes, &hr->map);
 	if (h->workers)
 		list_add_tail(&h->todo, &hr->todo);
@@ -205,6 +206,7 @@ static void host_region_place(struct host *h, struct host_region *hr, uint32_t l
 		return;
 	h->populated_bytes -= hr->touched;
 	hr->touched = 0;
+	hr->present = false;
 	hr->pass++;
 	list_del(&hr->todo);
 	list_add_tail(&h->todo, &hr->todo);
@@ -251,6 +253,7 @@ static int host_region_make(struct tier *t, uint64_t size, uint64_t min_size, ui
 		.fd = hr->region.fd,
 		.ro_fd = hr->region.ro_fd,
 		.huge = hr->region.pages != REGION_PAGES_SMALL,
+		.present = &hr->present,
 		.priv = hr,
 	};
 	return 0;

@@ -117,6 +117,8 @@ static void touch_done(struct job *job)
 		/* A page the machine cannot give: the rest is left to who uses it. */
 		if (t->r == 0 && hr->touched < hr->region.size)
 			host_touch_later(h, hr);
+		else
+			hr->present = true;
 	}
 	host_job_done(h);
 }

@@ -35,6 +35,7 @@ struct host_region {
 	struct nodes_map map;
 	struct job punch;
 	uint64_t punched; /* given back up to here */
+	bool present;     /* see tier.h */
 	bool keep;        /* once it is dying: clients keep its bytes */
 	atomic_bool stop; /* any thread: no more touching */
 };

@@ -2,8 +2,8 @@
 /* Host memory registered with the ring, so that the kernel need not find and pin its pages for each copy.
  *
  * Invariant: hosts are in the order of their regions' addresses; of each the first n_known buffers are registered.
- * Registering touches the memory: done whole it would hold up the loop, so a piece is done each millisecond, until the
- * system refuses.  Copies do not wait for it.
+ * Registering takes the kernel a microsecond for some pages, and far longer for those that are not there yet: what the workers have not touched waits,
+ * and then a piece is done each millisecond, until the system refuses.  Copies do not wait for it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -18,6 +18,7 @@
 #define CHUNK_MIN (UINT64_C(64) << 20)
 #define CHUNK_MAX (UINT64_C(1) << 30)
 #define CHUNKS_WANTED 16u
+#define TOUCHING_NS (20 * CLOCK_NS_PER_MS) /* then we look again */
 
 /* Where @region is, or would be. */
 static uint32_t host_find(const struct nvme *t, const struct tier_region *region)
@@ -45,6 +46,7 @@ static uint64_t chunk_length(const struct nvme_host *h, uint32_t i)
 static void memory_on_pinning(struct loop_timer *timer)
 {
 	struct nvme *t = nvme_of_timer(timer);
+	bool touching = false;
 
 	for (uint32_t i = 0; i < t->n_hosts && !t->pin_refused; i++) {
 		struct nvme_host *h = &t->hosts[i];
@@ -53,6 +55,10 @@ static void memory_on_pinning(struct loop_timer *timer)
 
 		if (h->n_known == h->n)
 			continue;
+		if (h->region->present && !*h->region->present) {
+			touching = true;
+			continue;
+		}
 		r = t->ring->ops->buffer_add(t->ring, base + h->n_known * h->chunk, chunk_length(h, h->n_known),
 		                             &h->buffers[h->n_known]);
 		if (r != 0) {
@@ -63,6 +69,8 @@ static void memory_on_pinning(struct loop_timer *timer)
 		loop_timer_start(&t->pinning.timer, CLOCK_NS_PER_MS, 0, memory_on_pinning);
 		return;
 	}
+	if (touching && !t->pin_refused)
+		loop_timer_start(&t->pinning.timer, TOUCHING_NS, 0, memory_on_pinning);
 }
 
 static int hosts_grow(struct nvme *t)

@@ -29,7 +29,10 @@ struct tier_region {
 	int fd;        /* read-write memfd, sealed against growing and shrinking; -1 in a simulation */
 	int ro_fd;     /* the same re-opened O_RDONLY: what a reader is sent */
 	bool huge;     /* on huge pages */
-	void *priv;    /* the tier's */
+	/* The tier's: all of it is there, or nobody makes it so ahead of its use.  Until then whoever pins it makes the pages, and keeps them where they are.  Loop
+	 * thread; NULL: it is. */
+	const bool *present;
+	void *priv; /* the tier's */
 	/* Device memory, which has no base: clients open it by this, or by fd (ro_fd is the same then: who has it may write). */
 	const uint8_t *handle; /* the tier's; 64 bytes; NULL: by fd */
 };

@@ -343,6 +343,44 @@ START_TEST(of_large_copies_fewer_are_in_flight)
 }
 END_TEST
 
+/* KiB this process has pinned. */
+static unsigned long pinned(void)
+{
+	FILE *f = fopen("/proc/self/status", "re");
+	unsigned long kib = 0;
+	char line[256];
+
+	must(f);
+	while (fgets(line, sizeof(line), f))
+		(void)sscanf(line, "VmPin: %lu kB", &kib);
+	fclose(f);
+	return kib;
+}
+
+/* Before, the loop would make the pages, 64 MiB at a time, while everybody waits. */
+START_TEST(memory_is_registered_when_it_is_there)
+{
+	bool present = false;
+	unsigned long before;
+	uint32_t area;
+
+	owner.region.present = &present;
+	open_ok();
+	before = pinned();
+	area = nvme_owner_area(&owner, 4 * KIB, 1);
+	for (uint64_t end = clock_now_ns() + 100 * CLOCK_NS_PER_MS; clock_now_ns() < end;) {
+		put_some(area, 0, 4);
+		ck_assert_uint_eq(pinned(), before);
+	}
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 4);
+	present = true;
+	while (geteuid() == 0 && pinned() == before) /* others may pin too little for it */
+		loop_turn(owner.loop, true);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 4);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
 /* ---- death ---- */
 
 /* The child writes and tells each byte by byte; the parent kills it at some byte. */
@@ -520,6 +558,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, filesystems_that_cannot_do_everything);
 	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
 	tcase_add_test(tc, of_large_copies_fewer_are_in_flight);
+	tcase_add_test(tc, memory_is_registered_when_it_is_there);
 	tcase_add_test(tc, killed_at_any_moment);
 	tcase_add_test(tc, a_full_filesystem_is_an_outcome);
 	tcase_add_test(tc, shapes_it_cannot_take);

@@ -199,6 +199,7 @@ START_TEST(all_of_it_is_touched_in_the_background)
 	r = make(8 * MIB, 8 * MIB);
 	ck_assert_uint_eq(resident(r.fd), 8 * MIB);
 	ck_assert_uint_eq(stat_of().populated_bytes, 38 * MIB);
+	ck_assert(*r.present);
 	t->ops->region_drop(t, &r);
 	ck_assert_uint_eq(stat_of().populated_bytes, 30 * MIB);
 	wait_populated(38 * MIB); /* another one takes its place */
@@ -250,12 +251,14 @@ START_TEST(others_wait_for_little_of_it)
 	tier_open(256 * MIB, 256 * MIB);
 	r = make(256 * MIB, 256 * MIB);
 	fd = dup(r.ro_fd);
+	ck_assert(!*r.present);
 	for (unsigned i = 0; i < 8; i++) {
 		other = other_job(fd);
 		ck_assert_uint_le(other.left, other.before + 2 * 2 * MIB); /* the step it was at, and one begun in this moment */
 	}
 	wait_populated(256 * MIB);
 	ck_assert_uint_eq(resident(fd), 256 * MIB);
+	ck_assert(*r.present);
 	t->ops->region_drop(t, &r);
 	other = other_job(fd);
 	ck_assert_uint_ge(other.left + 2 * 16 * MIB, other.before);
