@@ -120,7 +120,7 @@ const struct config_key config_keys[] = {
 	  "on-evict: blocks that memory would drop; through: all, soon after commit; if-hit: as\n"
 	  "on-evict, if they were used again; never." },
 	{ "g3", "depth", TYPE_COUNT, FIXED, AT(g3_depth), "32", 1, 1024, NULL,
-	  "Blocks that are copied at the same time; of large ones fewer: 16M a drive." },
+	  "Blocks that are copied at the same time, for each drive; of large ones fewer: 16M." },
 	{ "g3", "wait", TYPE_TIME, LIVE, AT(g3_wait_ns), "1s", 0, 60 * SEC, NULL,
 	  "How long a request for room waits for blocks to be written before they are dropped\n"
 	  "unwritten." },

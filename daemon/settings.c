@@ -17,6 +17,16 @@ static const enum store_write writes[] = {
 	[CONFIG_WRITE_NEVER] = STORE_WRITE_NEVER,
 };
 
+/* Also one where there is none. */
+static uint32_t settings_n_drives(const struct config *c)
+{
+	uint32_t n = 1;
+
+	for (const char *p = c->g3_path; *p; p++)
+		n += *p == ',';
+	return n;
+}
+
 static void settings_policy(const struct config *c, uint32_t i, uint64_t lower_bytes, struct store_policy *ret)
 {
 	const struct config_namespace *ns = &c->namespaces[i];
@@ -45,7 +55,7 @@ struct store_config settings_of_store(const struct config *c, uint64_t lower_byt
 		.grace_percent = (uint32_t)c->g2_grace_percent,
 		.why_entries = (uint32_t)c->why_entries,
 		.write_timeout_ns = c->write_timeout_ns,
-		.max_transfers = (uint32_t)c->g3_depth * 2, /* half of them in the hands of the workers */
+		.max_transfers = (uint32_t)c->g3_depth * settings_n_drives(c) * 2, /* half of them in the hands of the workers */
 		.low_percent = (uint32_t)c->g2_low_percent,
 		.scrub_percent = (uint32_t)c->g3_scrub_percent,
 		.write = writes[c->g3_write],

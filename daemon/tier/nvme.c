@@ -193,7 +193,7 @@ static void nvme_configure(struct nvme *t, const struct nvme_config *config)
 {
 	t->loop = config->loop;
 	t->ring = config->ring;
-	t->depth = config->depth ? config->depth : DEPTH;
+	t->depth = (config->depth ? config->depth : DEPTH) * config->n_paths;
 	t->queue_max = config->queue ? config->queue : QUEUE;
 	t->budget_bytes = config->write_budget_bytes;
 	t->io_deadline_ns = or_else(config->io_deadline_ns, 10 * CLOCK_NS_PER_S);

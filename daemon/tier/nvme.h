@@ -36,7 +36,7 @@ struct nvme_config {
 	uint32_t n_paths;
 	uint64_t size;      /* of all drives together; 0: what is there.  A file that is not there is made */
 	uint64_t area_size; /* over all drives; 0: size / 256, within 64 MiB and 4 GiB, smaller for a small size */
-	uint32_t depth;     /* copies in flight, of large ones fewer: 16 MiB a drive; 0: 32 */
+	uint32_t depth;     /* copies in flight a drive, of large ones fewer: 16 MiB; 0: 32 */
 	uint32_t queue; /* copies waiting; 0: 1024.  TIER_WANTED may use all, TIER_BACKGROUND 3/4, TIER_AHEAD half */
 	uint64_t write_budget_bytes; /* a day; 0: no limit */
 	uint64_t io_deadline_ns;     /* 0: 10 s */

@@ -317,6 +317,27 @@ START_TEST(the_queue_is_bounded_and_who_is_wanted_has_most_of_it)
 }
 END_TEST
 
+START_TEST(each_drive_has_its_share_in_flight)
+{
+	uint32_t area, n;
+
+	config.n_paths = 3;
+	config.size = 12 * MIB;
+	config.area_size = 3 * MIB;
+	config.queue = 16;
+	config.depth = 2;
+	open_ok();
+	area = nvme_owner_area(&owner, 4 * KIB, 1);
+	put_some(area, 500, 501);
+	for (n = 0; nvme_owner_write(&owner, area, n, n, n) == 0; n++)
+		;
+	ck_assert_uint_eq(nvme_owner_stat(&owner).in_flight, 3 * 2);
+	nvme_owner_wait(&owner);
+	ck_assert_uint_eq(owner.n_ok, 1 + n);
+	nvme_owner_close(&owner);
+}
+END_TEST
+
 /* What a drive has beyond that only waits there, and whatever is urgent behind it. */
 START_TEST(of_large_copies_fewer_are_in_flight)
 {
@@ -557,6 +578,7 @@ static Suite *suite(void)
 	tcase_add_test(tc, a_daily_budget_of_writes);
 	tcase_add_test(tc, filesystems_that_cannot_do_everything);
 	tcase_add_test(tc, the_queue_is_bounded_and_who_is_wanted_has_most_of_it);
+	tcase_add_test(tc, each_drive_has_its_share_in_flight);
 	tcase_add_test(tc, of_large_copies_fewer_are_in_flight);
 	tcase_add_test(tc, memory_is_registered_when_it_is_there);
 	tcase_add_test(tc, killed_at_any_moment);
