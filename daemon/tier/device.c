@@ -20,6 +20,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/thread.h"
+#include "tier/region.h"
 
 struct device {
 	struct devices *devices; /* borrows */
@@ -223,8 +224,8 @@ void devices_region_seen(struct devices *ds, const struct tier_region *region)
 	r = calloc(1, sizeof(*r));
 	if (!r)
 		return;
-	r->base = mmap(NULL, region->size, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
-	if (r->base == MAP_FAILED) {
+	r->base = region_map(region->fd, region->size, region->huge);
+	if (!r->base) {
 		log_warn("g1: a region of host memory cannot be mapped for devices: %s", strerror(errno));
 		free(r);
 		return;

@@ -141,6 +141,24 @@ static void *map_aligned(int fd, uint64_t size, enum region_pages pages)
 	return base;
 }
 
+/* Only a wish each: without it the pages are what the system makes them. */
+static void region_wish(void *base, uint64_t size, enum region_pages pages)
+{
+	if (pages != REGION_PAGES_HUGETLB)
+		(void)madvise(base, size, pages == REGION_PAGES_THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	(void)madvise(base, size, MADV_DONTDUMP); /* a core file with everybody's context in it helps nobody */
+}
+
+void *region_map(int fd, uint64_t size, bool huge)
+{
+	enum region_pages pages = huge ? REGION_PAGES_THP : REGION_PAGES_SMALL;
+	void *base = map_aligned(fd, size, pages);
+
+	if (base)
+		region_wish(base, size, pages); /* of the pool's pages one fails, as it should */
+	return base;
+}
+
 int region_open(const char *name, uint64_t size, enum region_pages pages, struct region *ret_region)
 {
 	_cleanup_(close_p) int fd = -1;
@@ -156,10 +174,7 @@ int region_open(const char *name, uint64_t size, enum region_pages pages, struct
 	base = map_aligned(fd, size, pages);
 	if (!base)
 		return region_refused(errno);
-	/* Only a wish each: without it the pages are what the system makes them. */
-	if (pages != REGION_PAGES_HUGETLB)
-		(void)madvise(base, size, pages == REGION_PAGES_THP ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	(void)madvise(base, size, MADV_DONTDUMP); /* a core file with everybody's context in it helps nobody */
+	region_wish(base, size, pages);
 	if (fchmod(fd, 0600) < 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK) < 0) {
 		int r = error_origin(-errno);
 

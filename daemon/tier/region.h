@@ -45,6 +45,9 @@ void region_system_read(const char *sys, struct region_system *ret_system);
  * reserved here: who could map them will not miss them later.  Outcome: REGION_E_NOMEM; -errno for what is not a shortage. */
 int region_open(const char *name, uint64_t size, enum region_pages pages, struct region *ret_region);
 
+/* A mapping beside the region's own, with the same wishes, for whoever needs one for longer; munmap() ends it.  @huge: the region is on huge pages.  NULL with errno. */
+void *region_map(int fd, uint64_t size, bool huge);
+
 /* Fills ro_fd, if it is not there yet.  Outcome: REGION_E_NOMEM. */
 int region_open_ro(struct region *region);
 

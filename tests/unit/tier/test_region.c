@@ -173,6 +173,48 @@ START_TEST(huge_is_aligned)
 }
 END_TEST
 
+/* "hg": huge pages are wished for, "nh": they are not, "dd": not dumped. */
+static bool mapping_has(const void *base, const char *vm_flag)
+{
+	FILE *f = fopen("/proc/self/smaps", "re");
+	bool in = false, has = false;
+	char line[512];
+
+	ck_assert(f);
+	while (fgets(line, sizeof(line), f)) {
+		unsigned long from, to;
+
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			in = (uintptr_t)base >= from && (uintptr_t)base < to;
+		else if (in && strncmp(line, "VmFlags:", 8) == 0)
+			has = strstr(line, vm_flag);
+	}
+	fclose(f);
+	return has;
+}
+
+/* A page that is not there yet is made by whoever pins it first. */
+START_TEST(another_mapping_has_the_same_wishes)
+{
+	struct region huge;
+	unsigned char *other;
+
+	ck_assert_int_eq(region_open("kvbmd-test", 4 * MIB, REGION_PAGES_THP, &huge), 0);
+	other = region_map(huge.fd, huge.size, true);
+	ck_assert(other && (uintptr_t)other % (2 * MIB) == 0);
+	ck_assert(mapping_has(huge.base, " hg") && mapping_has(other, " hg"));
+	ck_assert(mapping_has(huge.base, " dd") && mapping_has(other, " dd"));
+	other[5] = 7;
+	ck_assert_uint_eq(((unsigned char *)huge.base)[5], 7);
+	region_close(&huge);
+	ck_assert_uint_eq(other[5], 7);
+	ck_assert_int_eq(munmap(other, 4 * MIB), 0);
+	other = region_map(region.fd, region.size, false);
+	ck_assert(other && mapping_has(other, " nh") && mapping_has(other, " dd"));
+	ck_assert_int_eq(munmap(other, region.size), 0);
+}
+END_TEST
+
 START_TEST(reserved_pages_or_a_refusal)
 {
 	struct region_system s;
@@ -292,6 +334,7 @@ int main(void)
 	tcase_add_test(held, another_uid_cannot_reopen);
 	tcase_add_test(held, pages_come_and_go);
 	suite_add_tcase(s, held);
+	tcase_add_test(held, another_mapping_has_the_same_wishes);
 	tcase_add_test(made, huge_is_aligned);
 	tcase_add_test(made, reserved_pages_or_a_refusal);
 	tcase_add_test(made, nothing_stays_open);
