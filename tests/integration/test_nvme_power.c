@@ -336,9 +336,11 @@ static enum fault_kind decide_all(void *ctx, const struct uring_op *op, uint64_t
 START_TEST(a_drive_that_stops_answering)
 {
 	enum fault_kind kind = FAULT_DELAY;
-	uint32_t area;
+	uint32_t area, depth;
 
 	drives_make(2);
+	config.depth = 4;
+	depth = 2 * config.depth;
 	config.io_deadline_ns = 20 * CLOCK_NS_PER_MS;
 	config.probe_ns = 5 * CLOCK_NS_PER_MS;
 	start(1);
@@ -354,8 +356,8 @@ START_TEST(a_drive_that_stops_answering)
 	while (owner.online)
 		loop_turn(owner.loop, true);
 	/* Those that waited know; those the kernel has are still its. */
-	ck_assert_uint_eq(owner.n_gone, 12 - config.depth);
-	ck_assert_uint_eq(owner.in_flight, config.depth);
+	ck_assert_uint_eq(owner.n_gone, 12 - depth);
+	ck_assert_uint_eq(owner.in_flight, depth);
 	ck_assert_str_eq(nvme_owner_stat(&owner).state, "offline");
 	must_contain(nvme_owner_stat(&owner).note, "does not answer");
 	ck_assert_int_eq(nvme_owner_put(&owner, area, 40, nvme_owner_seed(&owner)), TIER_E_GONE);
@@ -363,16 +365,16 @@ START_TEST(a_drive_that_stops_answering)
 	kind = FAULT_NONE;
 	fault_uring_release(&ring);
 	ck_assert_uint_eq(owner.in_flight, 0);
-	ck_assert_uint_eq(owner.n_ok, config.depth);
+	ck_assert_uint_eq(owner.n_ok, depth);
 	while (!owner.online)
 		loop_turn(owner.loop, true);
 	ck_assert_str_eq(nvme_owner_stat(&owner).state, "online");
 	ck_assert_ptr_eq(strstr(nvme_owner_stat(&owner).note, "does not answer"), NULL);
-	ck_assert_uint_eq(nvme_owner_check_all(&owner), 16 + config.depth);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 16 + depth);
 	nvme_owner_close(&owner);
 	start(2);
 	ck_assert(owner.clean);
-	ck_assert_uint_eq(nvme_owner_check_all(&owner), 16 + config.depth);
+	ck_assert_uint_eq(nvme_owner_check_all(&owner), 16 + depth);
 	nvme_owner_close(&owner);
 	drives_drop();
 }
