@@ -360,9 +360,9 @@ START_TEST(memory_that_cannot_be_pinned)
 	device_open(10000);
 	if (!device.control)
 		return;
+	ck_assert_int_eq(device_alloc(&mem, 2 * MIB, GPU_SHARE_NONE), 0); /* behind the pin that device_open() asked for */
 	device_arm("cuMemHostRegister", 1, 304);
 	gpu_pin(device.gpu, &pin, mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), MIB);
-	ck_assert_int_eq(device_alloc(&mem, 2 * MIB, GPU_SHARE_NONE), 0);
 	device_copy_init(&copy, GPU_UP, &mem, 0, 4096);
 	copy.block.pin = &pin;
 	ck_assert_int_eq(device_copy_run(&copy), GPU_E_REFUSED);
