@@ -239,7 +239,6 @@ START_TEST(abort_gives_back_all_or_nothing)
 }
 END_TEST
 
-/* After the deadline the slots are nobody's, but their writer may still be at it: free once it says, or is gone. */
 /* The flags of the mapping that @address is in. */
 static void mapping_flags(const void *address, char *ret, size_t size)
 {
@@ -281,6 +280,7 @@ START_TEST(a_client_wishes_for_the_daemons_pages)
 }
 END_TEST
 
+/* After the deadline the slots are nobody's, but their writer may still be at it: free once it says, or is gone. */
 START_TEST(a_missed_deadline)
 {
 	struct kvbm_span spans[8];
